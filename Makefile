@@ -1,0 +1,38 @@
+# `make` lists the targets. VENV=, PYTHON= and EXTRAS= reach scripts/setup_venv.sh.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+export VENV ?= $(CURDIR)/.venv
+# msrun starts whatever `python` is first on PATH.
+RUN := PATH="$(VENV)/bin:$$PATH"
+SCRIPTS := .ci/run $(wildcard launch/*.sh scripts/*.sh)
+
+.PHONY: help setup demo test lint format clean distclean
+
+help: ## this list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+setup: ## .venv with MindSpore's CPU build; quick, and offline, once done
+	@scripts/setup_venv.sh
+
+demo: setup ## train, kill, resume, compare; BREAK=optimizer|rng|data|step leaves that out of the resume
+	$(RUN) python examples/grpo_arithmetic/demo.py $(if $(BREAK),--break "$(BREAK)")
+
+test: setup ## the whole test suite; ARGS= goes to pytest
+	$(RUN) python -m pytest $(ARGS)
+
+lint: setup ## ruff, mypy --strict, shellcheck
+	$(RUN) ruff check .
+	$(RUN) ruff format --check .
+	$(RUN) mypy --strict
+	$(RUN) shellcheck $(SCRIPTS)
+
+format: setup ## ruff puts the code in form
+	$(RUN) ruff check --fix .
+	$(RUN) ruff format .
+
+clean: ## remove what builds and tools left behind; never checkpoints or logs of runs
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +
+
+distclean: clean ## clean, and remove .venv
+	rm -rf "$(CURDIR)/.venv" "$(CURDIR)/.venv.lock"

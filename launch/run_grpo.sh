@@ -1,0 +1,158 @@
+#!/usr/bin/env bash
+# Starts this node's share of a GRPO run under msrun. Every knob is a variable; arguments go to the trainer and win.
+#
+#   SAVE_DIR=out launch/run_grpo.sh                      from the start
+#   SAVE_DIR=out launch/run_grpo.sh --resume_training    on from the newest whole checkpoint in out
+#   DRY_RUN=1 launch/run_grpo.sh                         prints the command; makes, clears and starts nothing
+#
+# Exit codes: 2 and 31 (ms_resume/errors.py) for what is found wrong before the start, then msrun's, which makes every
+# failure 1 and Ctrl-C 0.
+set -euo pipefail
+top="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)"
+
+if command -v npu-smi >/dev/null; then device=Ascend; else device=CPU; fi
+DEVICE_TARGET="${DEVICE_TARGET:-${device}}" # no npu-smi, no NPU
+WORKERS="${WORKERS:-2}"                     # ranks of the whole job
+NUM_NODES="${NUM_NODES:-1}"
+NODE_RANK="${NODE_RANK:-}" # of this node, from 0; must be given when there are several
+MASTER_ADDR="${MASTER_ADDR:-127.0.0.1}"
+MASTER_PORT="${MASTER_PORT:-8118}"
+SAVE_DIR="${SAVE_DIR:-output/grpo}"
+# One directory a start, so that a restart keeps the logs of the crash.
+LOG_DIR="${LOG_DIR:-${SAVE_DIR%/}.logs/$(date -u +%Y%m%dT%H%M%SZ)-node${NODE_RANK:-0}}"
+STRATEGY_DIR="${STRATEGY_DIR:-${SAVE_DIR%/}.strategy}" # what MindSpore writes when it compiles
+STRATEGY="${STRATEGY:-}"                               # a name in strategy_templates/, or a YAML file
+CONFIG="${CONFIG:-${top}/examples/grpo_arithmetic/config.yaml}"
+EPOCHS="${EPOCHS:-}" # those of CONFIG when empty
+TRAINER="${TRAINER:-${top}/examples/grpo_arithmetic/main.py}"
+BASE_MODEL="${BASE_MODEL:-${top}/output/base-$(basename -- "${CONFIG%.*}")}" # a fresh run starts from it; made once
+VENV="${VENV:-${VIRTUAL_ENV:-${top}/.venv}}"                                 # first on PATH unless CONDA_ENV is set
+CONDA_ENV="${CONDA_ENV:-}"
+ASCEND_ENV="${ASCEND_ENV:-}" # for example /usr/local/Ascend/ascend-toolkit/set_env.sh
+DRY_RUN="${DRY_RUN:-0}"
+
+say() { printf 'run_grpo: %s\n' "$@" >&2; }
+die() {
+    say "$1" "  -> $2"
+    exit 2
+}
+
+enter_environment() {
+    set +eu # neither conda's nor Ascend's scripts survive strict mode
+    if [[ -n "${CONDA_ENV}" ]]; then
+        # shellcheck disable=SC1091  # lies where conda is installed
+        source "$(conda info --base)/etc/profile.d/conda.sh"
+        conda activate "${CONDA_ENV}" || die "conda environment '${CONDA_ENV}' cannot be activated" "see: conda env list"
+    elif [[ -x "${VENV}/bin/python" ]]; then
+        PATH="${VENV}/bin:${PATH}"
+    fi
+    if [[ -n "${ASCEND_ENV}" ]]; then
+        # shellcheck disable=SC1090  # the site's own
+        source "${ASCEND_ENV}" || die "ASCEND_ENV=${ASCEND_ENV} failed" "give the path of CANN's set_env.sh"
+    fi
+    set -eu
+    command -v msrun >/dev/null || die "no msrun on PATH, nor in ${VENV}" "make setup, or set CONDA_ENV or VENV"
+}
+
+check_numbers() {
+    local name
+    for name in WORKERS NUM_NODES; do
+        [[ "${!name}" =~ ^[1-9][0-9]*$ ]] || die "${name} is '${!name}', expected a whole number from 1" "correct ${name}"
+    done
+    ((WORKERS % NUM_NODES == 0)) || die "WORKERS=${WORKERS} cannot be shared by NUM_NODES=${NUM_NODES}" "use a multiple"
+    if ((NUM_NODES == 1)); then NODE_RANK="${NODE_RANK:-0}"; fi
+    if [[ ! "${NODE_RANK}" =~ ^(0|[1-9][0-9]*)$ ]] || ((NODE_RANK >= NUM_NODES)); then
+        die "NODE_RANK is '${NODE_RANK}', expected 0 to $((NUM_NODES - 1))" "set it on each node: the first is 0"
+    fi
+    if [[ -n "${STRATEGY}" ]]; then python -m ms_resume.strategies check "${STRATEGY}" --workers "${WORKERS}" >&2; fi
+}
+
+set_timeouts() { # MindSpore's 600 s and CANN's 1836 s end a job that waits for a rank that compiles, loads or saves
+    local name
+    export HCCL_CONNECT_TIMEOUT="${HCCL_CONNECT_TIMEOUT:-2400}" HCCL_EXEC_TIMEOUT="${HCCL_EXEC_TIMEOUT:-7200}"
+    for name in HCCL_CONNECT_TIMEOUT HCCL_EXEC_TIMEOUT; do
+        [[ "${!name}" =~ ^(0|[1-9][0-9]*)$ ]] || die "${name} is '${!name}', expected seconds" "correct ${name}, or unset it"
+    done
+    # 0 waits without end, which the cap ends, too.
+    if [[ "${HCCL_OP_EXPANSION_MODE:-}" == AIV ]] && ((HCCL_EXEC_TIMEOUT == 0 || HCCL_EXEC_TIMEOUT > 1091)); then
+        say "warning: HCCL_OP_EXPANSION_MODE=AIV caps HCCL_EXEC_TIMEOUT=${HCCL_EXEC_TIMEOUT} at 1091 s"
+    fi
+}
+
+given() { # whether the trainer's arguments have a flag
+    local argument
+    for argument in "${arguments[@]}"; do
+        if [[ "${argument}" == "$1" || "${argument}" == "$1="* ]]; then return 0; fi
+    done
+    return 1
+}
+
+holds_checkpoints() {
+    [[ -n "$(find "$1" -maxdepth 4 \( -name 'rank_*' -o -name 'iteration_*' -o -name commits -o -name meta.json \
+        -o -name '*.safetensors' -o -name '*.ckpt' ! -name '*strategy*' \) -print -quit)" ]]
+}
+
+strategy_subdirs=(train_policy_strategy infer_policy_strategy infer_ref_strategy old_policy_strategy
+    other_policy_strategy merge_strategy)
+
+check_strategy_dir() {
+    local real home
+    real="$(realpath -m -- "${STRATEGY_DIR}")"
+    while IFS= read -r home; do
+        if [[ "${real}" == "$(realpath -m -- "${home:-/}")" ]]; then
+            die "STRATEGY_DIR=${STRATEGY_DIR} is / or a home directory: not cleared" "give it a directory of its own"
+        fi
+    done < <(printf '%s\n' / "${HOME:-/}"; cut -d: -f6 /etc/passwd)
+    if [[ -d "${real}" ]] && holds_checkpoints "${real}"; then
+        die "STRATEGY_DIR=${STRATEGY_DIR} holds checkpoints: not cleared" "give it a directory of its own"
+    fi
+}
+
+clear_strategy_dir() { # when MindSpore merges, a stale file of another topology may win over a new one
+    if ((NODE_RANK == 0)); then (cd -- "${STRATEGY_DIR}" && rm -rf -- "${strategy_subdirs[@]}"); fi
+}
+
+anything_saved() {
+    [[ -n "$(find "${SAVE_DIR}/commits" "${SAVE_DIR}/train" -maxdepth 2 -name 'rank_*' -print -quit 2>/dev/null)" ]]
+}
+
+make_base_model() {
+    # The file, not the directory: that may be what an interrupted pretrain.py left.
+    if [[ -f "${BASE_MODEL}" || -f "${BASE_MODEL}/base_model.safetensors" ]]; then return; fi
+    if given --resume_training && anything_saved; then return; fi
+    if given --actor_checkpoint_path && given --ref_checkpoint_path; then return; fi
+    say "making the base model once: ${BASE_MODEL}"
+    mkdir -p -- "$(dirname -- "${BASE_MODEL}")"
+    python "$(dirname -- "${TRAINER}")/pretrain.py" --config "${CONFIG}" --output "${BASE_MODEL}"
+}
+
+arguments=("$@")
+enter_environment
+check_numbers
+set_timeouts
+check_strategy_dir
+export DEVICE_TARGET BASE_MODEL # the trainer reads them; a resume that finds nothing whole starts from the base model
+
+actor="${BASE_MODEL}" ref="${BASE_MODEL}"
+if given --resume_training; then actor="${SAVE_DIR}/train" ref="${SAVE_DIR}/ref"; fi
+command=(
+    msrun --worker_num="${WORKERS}" --local_worker_num="$((WORKERS / NUM_NODES))" --node_rank="${NODE_RANK}"
+    --master_addr="${MASTER_ADDR}" --master_port="${MASTER_PORT}" --join=True --log_dir="${LOG_DIR}"
+    "${TRAINER}" --config "${CONFIG}" --save_checkpoint_dir "${SAVE_DIR}" --save_strategy_dir "${STRATEGY_DIR}"
+)
+if [[ -n "${EPOCHS}" ]]; then command+=(--epochs "${EPOCHS}"); fi
+if [[ -n "${STRATEGY}" ]]; then command+=(--strategy "${STRATEGY}"); fi
+if ! given --actor_checkpoint_path; then command+=(--actor_checkpoint_path "${actor}"); fi
+if ! given --ref_checkpoint_path; then command+=(--ref_checkpoint_path "${ref}"); fi
+command+=("${arguments[@]}")
+
+say "${WORKERS} ranks on ${DEVICE_TARGET}, checkpoints in ${SAVE_DIR}, logs in ${LOG_DIR}"
+if [[ "${DRY_RUN}" == 1 ]]; then
+    printf '%q ' "${command[@]}"
+    echo
+    exit 0
+fi
+mkdir -p -- "${LOG_DIR}" "${STRATEGY_DIR}"
+clear_strategy_dir
+make_base_model
+exec "${command[@]}"

