@@ -1,0 +1,48 @@
+"""ms_resume: MindSpore GRPO training that survives anything.
+
+Importing this costs neither MindSpore nor NumPy; the names below are loaded when they are first used.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ms_resume.errors import MsResumeError
+    from ms_resume.records import Position
+    from ms_resume.resume.checkpointer import Checkpointer
+    from ms_resume.resume.components.fields import Fields
+    from ms_resume.resume.components.randomness import Randomness
+    from ms_resume.settings import Settings
+    from ms_resume.state import Component
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Checkpointer": "ms_resume.resume.checkpointer",
+    "Component": "ms_resume.state",
+    "Fields": "ms_resume.resume.components.fields",
+    "MsResumeError": "ms_resume.errors",
+    "Position": "ms_resume.records",
+    "Randomness": "ms_resume.resume.components.randomness",
+    "Settings": "ms_resume.settings",
+}
+
+__all__ = [
+    "Checkpointer",
+    "Component",
+    "Fields",
+    "MsResumeError",
+    "Position",
+    "Randomness",
+    "Settings",
+    "__version__",
+]
+
+
+def __getattr__(name: str) -> Any:
+    from importlib import import_module
+
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,139 @@
+"""Stage 2 of 6: make this rank's payloads count.
+
+    reads    the payload records of this rank, closed and synced by `write`
+    writes   commits/E_S/rank_R.json, then meta.json of ref, optimizer, train
+
+There is no coordinator: a position is complete when the votes of all ranks are there, a pure function of the files.
+Nothing after this module may see a position that lacks a rank's vote.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from ms_resume.errors import Damaged, DiskError, MsResumeError, Superseded
+from ms_resume.ondisk import atomic, meta, names, payload, votes
+from ms_resume.ownership import assert_owner
+from ms_resume.records import Payload, Position, Vote, Writer, ordinal_of
+
+_META_ORDER = ("ref", "optimizer", "policy")
+"""Stock code locates each on its own: in this order a kill in between never leaves weights newer than moments."""
+
+
+def standing_vote(writer: Writer, position: Position) -> Vote | None:
+    """This attempt's own vote at `position`, when its files are all there: then there is nothing to save."""
+    try:
+        vote = votes.read(names.vote(writer.save, position, writer.rank))
+    except (FileNotFoundError, Damaged):
+        return None
+    mine = (vote.attempt, vote.world_size) == (writer.attempt.attempt, writer.world_size)
+    return vote if mine and all(in_place(writer.save, file) for file in vote.files) else None
+
+
+def in_place(save: Path, file: Payload) -> bool:
+    """Whether a payload is there as its vote names it, by size and header."""
+    try:
+        if file.path.endswith(".ckpt"):
+            return (save / file.path).stat().st_size == file.bytes
+        header = payload.read_header(save / file.path)
+    except (OSError, Damaged):
+        return False
+    return (header.file_bytes, header.digest) == (file.bytes, file.digest)
+
+
+def complete(save: Path, vote: Vote) -> bool:
+    """Whether the checkpoint that `vote` belongs to has the votes of all ranks."""
+    directory = names.vote_dir(save, vote.position)
+    if len(os.listdir(directory)) < vote.world_size:  # most ranks look too early: one listing tells them
+        return False
+    found, _ = votes.read_all(directory)
+    same = {rank for rank, other in found.items() if (other.attempt, other.world_size) == (vote.attempt, vote.world_size)}
+    return same >= set(range(vote.world_size))
+
+
+def retract(writer: Writer, position: Position, paths: Iterable[Path]) -> None:
+    """Clears this rank's place at `position` for a new save: first its vote, durably, then the files in the way.
+
+    Ours are removed; a file that nothing proves ours is renamed aside, never deleted.
+
+    Raises:
+        Superseded: A file there belongs to a newer attempt.
+    """
+    vote_path = names.vote(writer.save, position, writer.rank)
+    named = _named_by(vote_path)
+    atomic.remove(*([vote_path] if vote_path.exists() else []))
+    for path in paths:
+        clear(writer, path, proven=path.relative_to(writer.save).as_posix() in named)
+
+
+def clear(writer: Writer, path: Path, *, proven: bool = False) -> None:
+    """Removes one payload of an attempt not newer than this one, or renames a foreign file aside."""
+    if not path.exists():
+        return
+    owner = _attempt_of(path)
+    if owner is not None and ordinal_of(owner) > writer.attempt.ordinal:
+        raise Superseded(f"{path}: written by the newer attempt {owner}", hint="let this process end")
+    if owner is not None or proven:
+        atomic.remove(path)
+    else:
+        atomic.rename(path, names.superseded(path, writer.attempt.attempt))
+
+
+def cast(writer: Writer, vote: Vote) -> None:
+    """Casts the vote: after this, and with those of the other ranks, the position counts."""
+    path = names.vote(writer.save, vote.position, writer.rank)
+    atomic.make_dirs(path.parent)
+    assert_owner(writer)
+    try:
+        atomic.publish(path, [votes.encode(vote)], writer.attempt.attempt)
+    except FileExistsError:
+        raise Superseded(f"{path}: another writer voted here", hint="let this process end") from None
+    # Another rank may have made these directories and died before it synced them.
+    atomic.sync_dir(names.commits(writer.save))
+    atomic.sync_dir(writer.save)
+
+
+def record_meta(writer: Writer, files: dict[str, Path]) -> list[str]:
+    """Rewrites this rank's `meta.json` files to `files` (by role). A failure is a warning: the vote is what counts."""
+    warnings = []
+    for role in _META_ORDER:
+        if role not in files or not files[role].is_relative_to(writer.save):
+            continue
+        named = names.parse_payload(files[role].name)
+        assert named is not None  # roles map to payload names
+        path = names.rank_dir(writer.save, role, writer.rank) / names.META
+        content = meta.encode(named.position, files[role].name)
+        try:
+            if not path.exists() or path.read_bytes() != content:
+                atomic.make_dirs(path.parent)
+                atomic.replace(path, content, writer.attempt.attempt)
+        except DiskError as error:
+            warnings.append(f"{error.message}; the checkpoint counts, the next save repairs this")
+    return warnings
+
+
+def point_latest(writer: Writer, position: Position) -> None:
+    """`latest` is for people: a failure is not worth a word, and no reader depends on it."""
+    with contextlib.suppress(MsResumeError, OSError):
+        target = f"{names.commits(writer.save).name}/{position}"
+        link = writer.save / names.LATEST
+        if not link.is_symlink() or os.readlink(link) != target:
+            atomic.point(link, target, writer.attempt.attempt)
+
+
+def _named_by(vote_path: Path) -> set[str]:
+    try:
+        return {file.path for file in votes.read(vote_path).files}
+    except (FileNotFoundError, Damaged):
+        return set()
+
+
+def _attempt_of(path: Path) -> str | None:
+    try:
+        mark = payload.read_header(path).mark
+    except Damaged:
+        return None
+    return mark.attempt if mark else None

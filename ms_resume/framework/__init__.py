@@ -1,0 +1,1 @@
+"""The port to MindSpore: the only place that imports it, inside functions, so that a login node needs none."""

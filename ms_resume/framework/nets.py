@@ -1,0 +1,75 @@
+"""A MindSpore net or optimizer as `state.Tensors`: read without a copy where the device allows, placed in place.
+
+After the first compiled step `Parameter.set_data`, `assign_value`, and `load_param_into_net` detach a parameter: it shows
+the loaded values while training goes on with the old ones. `Parameter.copy_` writes into the buffer that training uses,
+but broadcasts and casts without a word, so shape and dtype are checked before it (tried on MindSpore 2.7.1 to 2.10.0).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ms_resume.errors import MsResumeError, UsageError
+from ms_resume.state import HostTensor, Tensors, from_array, to_array
+
+
+class Net:
+    """The parameters of a Cell by name. For an optimizer that is its own state and the weights it updates."""
+
+    def __init__(self, cell: Any) -> None:
+        self._parameters: dict[str, Any] = {}
+        for parameter in cell.get_parameters():
+            held = self._parameters.setdefault(parameter.name, parameter)
+            if held is not parameter:
+                raise UsageError(
+                    f"two parameters of {type(cell).__name__} are named {parameter.name!r}: only one could be saved",
+                    hint="give the cells different names, for example with update_parameters_name",
+                )
+
+    def read(self) -> dict[str, HostTensor]:
+        return {name: from_array(parameter.asnumpy()) for name, parameter in self._parameters.items()}
+
+    def place(self, name: str, value: HostTensor) -> None:
+        from mindspore import Tensor
+
+        parameter = self._parameters[name]
+        array = _array(value)
+        held = parameter.asnumpy()
+        if array.shape != held.shape or array.dtype != held.dtype:
+            raise MsResumeError(f"{name}: {array.dtype}{array.shape} does not fit {held.dtype}{held.shape}")
+        address = parameter.data_ptr()
+        parameter.copy_(Tensor(array.copy()))
+        if parameter.data_ptr() != address:
+            raise MsResumeError(f"{name}: moved while it was loaded, so training would not see the loaded values")
+
+    def addresses(self) -> dict[int, str]:
+        """Buffer address to name, for finding parameters that two nets share."""
+        return {parameter.data_ptr(): name for name, parameter in self._parameters.items() if parameter.size}
+
+
+def wrap(role: Any) -> Tensors:
+    """A role as `Tensors`: what has `read` and `place` as it is, anything else as a MindSpore cell."""
+    return role if hasattr(role, "read") and hasattr(role, "place") else Net(role)
+
+
+def check_separate(policy: Tensors, ref: Tensors | None) -> None:
+    """Raises UsageError where policy and reference share memory, so that training one would train the other."""
+    if not isinstance(policy, Net) or not isinstance(ref, Net):
+        return
+    shared = policy.addresses().keys() & ref.addresses().keys()
+    if shared:
+        names = sorted(policy.addresses()[address] for address in shared)
+        raise UsageError(
+            f"policy and reference share the memory of {len(names)} parameters, first {names[0]!r}: "
+            "training the policy would train the reference",
+            hint="load them from two dicts, or copy each value (one dict loaded into two nets is shared)",
+        )
+
+
+def _array(value: HostTensor) -> Any:
+    if value.dtype != "BF16":
+        return to_array(value)
+    import numpy as np
+    from mindspore.common.np_dtype import bfloat16
+
+    return np.frombuffer(value.data, dtype=np.uint16).view(bfloat16).reshape(value.shape)

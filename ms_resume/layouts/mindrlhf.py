@@ -1,0 +1,143 @@
+"""Stock MindRLHF: policy, optimizer, and reference of one position on every rank; `meta.json` is a hint.
+
+Stock code has no commit and no sizes, so the files themselves are judged: each must be whole in itself, the position
+inside the policy file must be the one in its name, and the optimizer file must hold the weight of every moment.
+A reference may be older: stock code does not save it at the end, and it does not change by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from ms_resume.errors import Damaged
+from ms_resume.layouts.survey import Survey
+from ms_resume.ondisk import ckpt, meta, names, payload
+from ms_resume.records import Checkpoint, Found, Position, Rejection, TensorInfo
+
+NAME = "mindrlhf"
+POSITION_TENSORS = ("epoch_num", "step_num")
+
+_TRAINED = ("policy", "optimizer")
+
+
+def claims(survey: Survey, position: Position) -> bool:
+    return position in survey.payloads
+
+
+def judge(survey: Survey, position: Position) -> Checkpoint | Rejection:
+    if survey.line.dead_stock_at(survey.save, position):
+        return Rejection(position, "abandoned", f"attempt {survey.records[-1].attempt} went back past it")
+    world_size = max((rank for ranks in survey.ranks.values() for rank in ranks), default=-1) + 1
+    for role in _TRAINED:
+        if missing := _without(survey, position, role, world_size):
+            return Rejection(position, "torn", _say_missing(survey, role, missing), missing)
+    reference = _newest_reference(survey, position, world_size)
+    if reference is None:
+        missing = tuple(range(world_size))
+        return Rejection(position, "torn", _say_missing(survey, "ref", missing), missing)
+    found = _files(survey, position, reference, world_size)
+    if rejection := _check_inside(position, found):
+        return rejection
+    return Checkpoint(
+        save=survey.save,
+        layout=NAME,
+        position=position,
+        world_size=world_size,
+        files=found,
+        warnings=tuple(_warnings(survey, position, reference)),
+    )
+
+
+def tensors(path: Path) -> dict[str, TensorInfo]:
+    """Names, dtypes, and shapes in a payload of either format. Raises Damaged where it is not whole."""
+    return dict((ckpt.read(path) if path.suffix == ".ckpt" else payload.read_header(path)).tensors)
+
+
+def read_scalar(path: Path, name: str) -> int:
+    """A 0-d or one-element integer tensor."""
+    if path.suffix == ".ckpt":
+        data = ckpt.read_tensor(ckpt.read(path), name)
+    else:
+        header = payload.read_header(path)
+        with open(path, "rb") as file:
+            data = payload.read_tensor(file, header, name)
+    return int.from_bytes(data, "little", signed=True)
+
+
+def _without(survey: Survey, position: Position, role: str, world_size: int) -> tuple[int, ...]:
+    files = survey.payloads[position]
+    return tuple(rank for rank in range(world_size) if (role, rank) not in files)
+
+
+def _newest_reference(survey: Survey, position: Position, world_size: int) -> Position | None:
+    def everywhere(candidate: Position) -> bool:
+        return not _without(survey, candidate, "ref", world_size)
+
+    return next((p for p in survey.positions if p <= position and p in survey.payloads and everywhere(p)), None)
+
+
+def _files(survey: Survey, position: Position, reference: Position, world_size: int) -> tuple[Found, ...]:
+    sources = {"policy": position, "optimizer": position, "ref": reference}
+    return tuple(
+        Found(rank, role, survey.payloads[source][role, rank])
+        for rank in range(world_size)
+        for role, source in sources.items()
+    )
+
+
+def _check_inside(position: Position, found: Iterable[Found]) -> Rejection | None:
+    weights: dict[int, set[str]] = {}
+    for file in found:
+        try:
+            held = tensors(file.path)
+            if file.role == "policy":
+                _check_position(file.path, position, held)
+                weights[file.rank] = held.keys() - set(POSITION_TENSORS)
+            elif file.role == "optimizer":
+                _check_weights(file.path, weights[file.rank], held)
+        except Damaged as error:
+            return Rejection(position, "damaged", error.message, (file.rank,))
+    return None
+
+
+def _check_position(path: Path, position: Position, held: dict[str, TensorInfo]) -> None:
+    if missing := [name for name in POSITION_TENSORS if name not in held]:
+        raise Damaged(f"{path}: no {' and no '.join(missing)} in it, stock code saves them last: it was cut")
+    inside = Position(*(read_scalar(path, name) for name in POSITION_TENSORS))
+    if inside != position:
+        raise Damaged(f"{path}: its name says {position}, the position inside is {inside}")
+
+
+def _check_weights(path: Path, weights: set[str], held: dict[str, TensorInfo]) -> None:
+    """Only weights that have a moment must be there: frozen ones (LoRA's base) are not in an optimizer."""
+    updated = {name.partition(".")[2] for name in held} & weights
+    if absent := sorted(updated - held.keys()):
+        raise Damaged(f"{path}: moments without their weight, first {absent[0]!r}, {len(absent)} in all: it was cut")
+    if not updated:
+        raise Damaged(f"{path}: holds no moment of any of the policy's {len(weights)} weights")
+
+
+def _say_missing(survey: Survey, role: str, missing: tuple[int, ...]) -> str:
+    """Per rank, what there is instead: with one missing file the reader sees which step to look for."""
+    if not survey.ranks[role]:
+        return f"no {names.DIRECTORIES[role]} directory"
+    parts = []
+    for rank in missing[:8]:
+        have = sorted(p for p, files in survey.payloads.items() if (role, rank) in files)
+        parts.append(f"rank {rank} has {', '.join(map(str, have)) if have else 'none'}")
+    return f"{role}: " + "; ".join(parts)
+
+
+def _warnings(survey: Survey, position: Position, reference: Position) -> Iterable[str]:
+    if reference != position:
+        yield f"{position}: the reference is that of {reference}"
+    for role in _TRAINED:
+        for rank in survey.ranks[role]:
+            directory = survey.save / names.DIRECTORIES[role] / f"rank_{rank}"
+            said = meta.read(directory)
+            place = f"{names.DIRECTORIES[role]}/rank_{rank}/{names.META}"
+            if said.trouble:
+                yield f"{place}: {said.trouble}; stock code could not resume from it"
+            elif said.position != position:
+                yield f"{place}: says {said.position}, the files say {position}"

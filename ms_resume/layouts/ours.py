@@ -1,0 +1,162 @@
+"""Our own layout: a position counts by its votes, and by nothing else.
+
+Complete: for one (attempt, world size) the votes of all ranks are there, and each file they name exists with its size.
+Live: its attempt is on the line of the newest attempt record.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from ms_resume.errors import Damaged
+from ms_resume.layouts.survey import Survey
+from ms_resume.ondisk import meta, names, payload, votes
+from ms_resume.records import Checkpoint, Found, Payload, Position, Rejection, Vote
+
+NAME = "ms_resume"
+
+
+def claims(survey: Survey, position: Position) -> bool:
+    if position in survey.voted:
+        return True
+    files = survey.payloads.get(position, {})
+    if any(has_mark(path) for path in files.values()):
+        return True
+    # A `.ckpt` cannot carry our mark: where we have been at work, it is stock's only if stock's own records name it.
+    return survey.has_commits and _only_ckpt(files.values()) and not _named_by_every_meta(survey, position)
+
+
+def judge(survey: Survey, position: Position) -> Checkpoint | Rejection:
+    found, damaged = votes.read_all(names.vote_dir(survey.save, position))
+    if not found:
+        reason = str(damaged[0]) if damaged else _without_votes(survey, position)
+        writer = next(_marked_by(survey, position), None)
+        return Rejection(position, "damaged" if damaged else "torn", reason, (), writer)
+    (attempt, world_size), group = _largest_group(survey, found)
+    if not survey.line.holds(attempt, position):
+        return Rejection(position, "abandoned", _why_abandoned(survey, attempt), (), attempt)
+    if missing := tuple(rank for rank in range(world_size) if rank not in group):
+        return Rejection(position, "torn", _missing(missing, world_size, attempt, damaged), missing, attempt)
+    if rejection := _check_files(survey.save, position, group):
+        return replace(rejection, attempt=attempt)
+    return Checkpoint(
+        save=survey.save,
+        layout=NAME,
+        position=position,
+        world_size=world_size,
+        files=tuple(
+            Found(rank, file.role, survey.save / file.path)
+            for rank, vote in sorted(group.items())
+            for file in vote.files
+        ),
+        attempt=attempt,
+        votes=tuple(vote for _, vote in sorted(group.items())),
+        warnings=_strangers(position, found, group),
+    )
+
+
+def never_whole(survey: Survey, position: Position) -> bool:
+    """Whether a torn position never had all its votes, and belongs to attempts that are on record."""
+    found, damaged = votes.read_all(names.vote_dir(survey.save, position))
+    groups = _groups(found)
+    whole = any(len(group) == world_size for (_, world_size), group in groups.items())
+    known = {record.attempt for record in survey.records}
+    writers = {attempt for attempt, _ in groups} | set(_marked_by(survey, position))
+    return not whole and not damaged and writers <= known
+
+
+def has_mark(path: Path) -> bool:
+    """Whether a payload says that we wrote it. An unreadable one does not."""
+    try:
+        return payload.read_header(path).mark is not None
+    except (Damaged, OSError):
+        return False
+
+
+def _marked_by(survey: Survey, position: Position) -> Iterator[str]:
+    for path in survey.payloads.get(position, {}).values():
+        try:
+            mark = payload.read_header(path).mark
+        except (Damaged, OSError):
+            mark = None
+        yield mark.attempt if mark else "unknown"
+
+
+def _groups(found: Mapping[int, Vote]) -> dict[tuple[str, int], dict[int, Vote]]:
+    groups: dict[tuple[str, int], dict[int, Vote]] = defaultdict(dict)
+    for rank, vote in found.items():
+        groups[vote.attempt, vote.world_size][rank] = vote
+    return groups
+
+
+def _largest_group(survey: Survey, found: Mapping[int, Vote]) -> tuple[tuple[str, int], dict[int, Vote]]:
+    """The votes of one (attempt, world size): live ones before others, then the most complete."""
+    groups = _groups(found)
+
+    def weight(key: tuple[str, int]) -> tuple[bool, float, str]:
+        position = next(iter(groups[key].values())).position
+        return survey.line.holds(key[0], position), len(groups[key]) / key[1], key[0]
+
+    best = max(groups, key=weight)
+    return best, groups[best]
+
+
+def _check_files(save: Path, position: Position, group: Mapping[int, Vote]) -> Rejection | None:
+    for rank, vote in sorted(group.items()):
+        for file in vote.files:
+            if trouble := _check_file(save, file):
+                kind, reason = trouble
+                return Rejection(position, kind, reason, (rank,))
+    return None
+
+
+def _check_file(save: Path, file: Payload) -> tuple[str, str] | None:
+    try:
+        size = (save / file.path).stat().st_size
+    except FileNotFoundError:
+        return "torn", f"{file.path}: missing, the vote names it"
+    if size != file.bytes:
+        return "damaged", f"{file.path}: {size} bytes, the vote says {file.bytes}"
+    return None
+
+
+def _missing(missing: tuple[int, ...], world_size: int, attempt: str, damaged: list[Damaged]) -> str:
+    listed = ", ".join(map(str, missing[:8])) + (", ..." if len(missing) > 8 else "")
+    reason = f"no vote of rank {listed} (of {world_size} ranks, attempt {attempt})"
+    return f"{reason}; {damaged[0]}" if damaged else reason
+
+
+def _without_votes(survey: Survey, position: Position) -> str:
+    if position in survey.deleted:
+        return "retention has deleted it"
+    ranks = sorted({rank for _, rank in survey.payloads.get(position, {})})
+    return f"payloads of rank {', '.join(map(str, ranks))} without a vote"
+
+
+def _why_abandoned(survey: Survey, attempt: str) -> str:
+    newest = survey.records[-1] if survey.records else None
+    if newest is None:
+        return f"attempt {attempt} has no record in commits/attempts"
+    start = f"went on from {newest.origin.position}" if newest.origin else "started fresh"
+    return f"attempt {attempt} was left behind: attempt {newest.attempt} {start}"
+
+
+def _strangers(position: Position, found: Mapping[int, Vote], group: Mapping[int, Vote]) -> tuple[str, ...]:
+    others = sorted(found.keys() - group.keys())
+    if not others:
+        return ()
+    said = ", ".join(f"rank {rank} (attempt {found[rank].attempt})" for rank in others[:8])
+    return (f"{position}: votes that belong to another save are ignored: {said}",)
+
+
+def _only_ckpt(files: Collection[Path]) -> bool:
+    return bool(files) and all(path.suffix == ".ckpt" for path in files)
+
+
+def _named_by_every_meta(survey: Survey, position: Position) -> bool:
+    ranks = survey.ranks["policy"]
+    root = survey.save / names.DIRECTORIES["policy"]
+    return bool(ranks) and all(meta.read(root / f"rank_{rank}").position == position for rank in ranks)

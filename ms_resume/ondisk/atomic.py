@@ -1,0 +1,211 @@
+"""The one door through which a save directory is written; the order of calls in here is the contract.
+
+Every function returns when its effect survives a power cut, unless it says otherwise. A failed call raises `DiskError`
+with path and cause and leaves no temp file where the disk still lets it be removed; what was there before is untouched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from ms_resume.errors import DiskError
+from ms_resume.ondisk import names
+
+Chunk = bytes | memoryview
+"""Bytes, or a flat view of format `B`."""
+
+_AT_FDCWD = -100
+_RENAME_NOREPLACE = 1
+_NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK)
+_HINTS = {
+    errno.ENOSPC: "free space or inodes there (`df -h`, `df -i`), or prune: `ms-resume ls` shows what is there",
+    errno.EDQUOT: "the quota is used up: free space there, or ask for more",
+    errno.EROFS: "the file system is read-only: save to another directory",
+    errno.EACCES: "make the directory writable for this user, or save to another one",
+    errno.EIO: "the disk reported a failure: look at `dmesg`, and save to another disk",
+}
+
+
+def publish(path: Path, chunks: Iterable[Chunk], attempt: str) -> None:
+    """Makes `path` appear whole or not at all, never in the place of another file.
+
+    Args:
+        path: Its directory exists.
+        chunks: The content, in order; iterated again when the first temp file could not be synced.
+        attempt: Goes into the temp file's name.
+
+    Raises:
+        FileExistsError: Something stands at `path`; it is as it was.
+    """
+    part = names.part(path, attempt)
+    _write_part(part, list(chunks))
+    with _reported(part, "publish"):
+        try:
+            _place(part, path)
+        except OSError:
+            _discard(part)
+            raise
+    sync_dir(path.parent)
+
+
+def replace(path: Path, content: bytes, attempt: str) -> None:
+    """Makes `path` hold `content`; a reader sees the old or the new one, never a mixture."""
+    part = names.part(path, attempt)
+    _write_part(part, [content])
+    with _reported(path, "replace"):
+        os.replace(part, path)
+    sync_dir(path.parent)
+
+
+def replace_unsynced(path: Path, content: bytes) -> None:
+    """As `replace`, but a power cut may lose it: for heartbeats, which say nothing about the past."""
+    part = path.with_name(f".{path.name}.part")
+    with _reported(path, "write"):
+        part.write_bytes(content)
+        os.replace(part, path)
+
+
+def point(link: Path, target: str, attempt: str) -> None:
+    """Makes the symbolic link `link` point to `target`, at once."""
+    part = names.part(link, attempt)
+    with _reported(link, "point"):
+        part.unlink(missing_ok=True)
+        os.symlink(target, part)
+        os.replace(part, link)
+    sync_dir(link.parent)
+
+
+def make_dirs(path: Path) -> None:
+    """Makes `path` and what lacks above it, each durably linked into the directory above."""
+    missing = [path, *path.parents]
+    missing = missing[: next((n for n, step in enumerate(missing) if step.is_dir()), len(missing))]
+    for step in reversed(missing):
+        with _reported(step, "make directory"):
+            step.mkdir(exist_ok=True)
+        sync_dir(step.parent)
+
+
+def rename(source: Path, target: Path) -> None:
+    """Moves within one directory; the caller has seen to it that `target` is free."""
+    with _reported(source, f"rename to {target.name}"):
+        os.rename(source, target)
+    sync_dir(source.parent)
+
+
+def remove(*paths: Path) -> None:
+    """Unlinks files that may already be gone, then syncs their directories."""
+    for path in paths:
+        with _reported(path, "remove"):
+            path.unlink(missing_ok=True)
+    for directory in {path.parent for path in paths}:
+        if directory.is_dir():
+            sync_dir(directory)
+
+
+def remove_dir_if_empty(path: Path) -> None:
+    with contextlib.suppress(OSError):  # not empty, or another rank was faster: both are fine
+        path.rmdir()
+
+
+def sync_dir(path: Path) -> None:
+    """Makes the names in `path` survive a power cut. Not needed for the names above it."""
+    with _reported(path, "sync directory"):
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
+def writable(path: Path) -> bool:
+    """Whether files can be made in `path`, or in the nearest directory above it that exists. Writes nothing."""
+    there = next(step for step in (path, *path.parents) if step.exists())
+    read_only = bool(os.statvfs(there).f_flag & os.ST_RDONLY)
+    return there.is_dir() and os.access(there, os.W_OK | os.X_OK) and not read_only
+
+
+def _write_part(part: Path, chunks: list[Chunk]) -> None:
+    with _reported(part, "write"):
+        try:
+            if not _write_and_sync(part, chunks) and not _write_and_sync(part, chunks):
+                raise OSError(errno.EIO, "fsync failed twice", str(part))
+        except OSError:
+            _discard(part)
+            raise
+
+
+def _write_and_sync(part: Path, chunks: list[Chunk]) -> bool:
+    """False when the sync failed. The kernel drops dirty pages of a failed fsync and reports success on the next call,
+    so the file must be written anew, never synced again."""
+    part.unlink(missing_ok=True)  # it may be a second link to a published file: truncating it would truncate that one
+    fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    try:
+        for chunk in chunks:
+            _write_all(fd, memoryview(chunk))
+        return _synced(fd)
+    finally:
+        os.close(fd)
+
+
+def _write_all(fd: int, view: memoryview) -> None:
+    while view:
+        view = view[os.write(fd, view[: 1 << 30]) :]  # one write moves at most 2 GiB - 4096 bytes
+
+
+def _synced(fd: int) -> bool:
+    try:
+        os.fsync(fd)
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        return False
+    return True
+
+
+def _place(part: Path, path: Path) -> None:
+    """Hard link and unlink where the file system has links: it is the one exclusive publish that NFS has too."""
+    try:
+        os.link(part, path)
+    except FileExistsError:
+        # A lost reply makes NFS repeat the call, which then finds its own work.
+        if not os.path.samestat(os.stat(part), os.stat(path)):
+            raise
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        _rename_noreplace(part, path)
+        return
+    os.unlink(part)
+
+
+def _rename_noreplace(source: Path, target: Path) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.renameat2(_AT_FDCWD, os.fsencode(source), _AT_FDCWD, os.fsencode(target), _RENAME_NOREPLACE) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code), str(target))
+
+
+def _discard(part: Path) -> None:
+    with contextlib.suppress(OSError):  # the error that brought us here is the one to report
+        part.unlink()
+
+
+@contextlib.contextmanager
+def _reported(path: Path, doing: str) -> Iterator[None]:
+    try:
+        yield
+    except FileExistsError:
+        raise
+    except OSError as error:
+        cause = error.strerror or str(error)
+        raise DiskError(
+            f"{path}: cannot {doing}: {cause}",
+            hint=_HINTS.get(error.errno or 0, "nothing that was saved is harmed; see the cause above"),
+            path=str(path),
+            errno=error.errno,
+        ) from error

@@ -1,0 +1,134 @@
+"""Attempt records, `commits/attempts/NNNNNN.json`, and what follows from them: which checkpoints are live.
+
+Going back is one new record, not many renames. The newest record owns the directory.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ms_resume.errors import Damaged
+from ms_resume.ondisk import names
+from ms_resume.records import Attempt, DeadStock, Origin, Position
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """The line of the newest attempt: itself, then those it descends from, each up to where it was left.
+
+    `bounds` maps an attempt to its last live position, None for no bound.
+    """
+
+    bounds: Mapping[str, Position | None]
+    dead_stock: tuple[DeadStock, ...] = ()
+
+    def holds(self, attempt: str, position: Position) -> bool:
+        """Whether a checkpoint of `attempt` at `position` is live."""
+        if attempt not in self.bounds:
+            return False
+        bound = self.bounds[attempt]
+        return bound is None or position <= bound
+
+    def dead_stock_at(self, save: Path, position: Position) -> bool:
+        """Whether stock's files at `position` are those that an attempt went back past, unchanged."""
+        dead = next((dead for dead in self.dead_stock if dead.position == position), None)
+        return dead is not None and all(_unchanged(save, *file) for file in dead.files)
+
+
+def newest_ordinal(save: Path) -> int:
+    """0 when there is no record."""
+    return max(_ordinals(save), default=0)
+
+
+def read_all(save: Path) -> list[Attempt]:
+    """Every record, oldest first.
+
+    Raises:
+        Damaged: A record cannot be read. Nothing can be said about which checkpoints are live until it is repaired:
+            going on without it could resurrect what was left behind.
+    """
+    return [_read(names.attempt_record(save, ordinal)) for ordinal in sorted(_ordinals(save))]
+
+
+def line_of(records: Sequence[Attempt]) -> Line:
+    """The live line of the last record in `records`."""
+    by_name = {record.attempt: record for record in records}
+    bounds: dict[str, Position | None] = {}
+    dead: list[DeadStock] = []
+    record, bound = (records[-1] if records else None), None
+    while record is not None and record.attempt not in bounds:
+        bounds[record.attempt] = bound
+        dead += record.dead_stock
+        origin = record.origin
+        if origin is None or origin.attempt is None or origin.save is not None:
+            break
+        bound = min(bound, origin.position) if bound else origin.position
+        record = by_name.get(origin.attempt)
+    return Line(bounds, dead_stock=tuple(dead))
+
+
+def encode(attempt: Attempt) -> bytes:
+    return json.dumps(document(attempt), indent=1).encode() + b"\n"
+
+
+def document(attempt: Attempt) -> dict[str, Any]:
+    """The record as plain JSON."""
+    plain = asdict(attempt)
+    origin = plain.pop("origin")
+    if origin is not None:
+        position = origin.pop("position")
+        origin = {"epoch": position["epoch"], "step": position["step"], **origin}
+    plain["dead_stock"] = [
+        {"epoch": dead.position.epoch, "step": dead.position.step, "files": [list(file) for file in dead.files]}
+        for dead in attempt.dead_stock
+    ]
+    return {"format": "ms_resume/1", "attempt": plain.pop("attempt"), "from": origin, **plain}
+
+
+def _read(path: Path) -> Attempt:
+    try:
+        attempt = decode(json.loads(path.read_bytes()))
+        if f"{attempt.ordinal:06d}.json" != path.name:
+            raise ValueError(f"it says it is attempt {attempt.attempt}")
+        return attempt
+    except (ValueError, KeyError, TypeError) as error:
+        raise Damaged(
+            f"{path}: not an attempt record ({error}), so it cannot be said which checkpoints are live",
+            hint="restore that file from a backup, or move it away to return to the attempt before it",
+            path=str(path),
+        ) from None
+
+
+def decode(document: Mapping[str, Any]) -> Attempt:
+    known = {key: document[key] for key in Attempt.__slots__ if key in document and key != "dead_stock"}
+    raw = document["from"]
+    origin = None if raw is None else Origin(_position(raw), raw["attempt"], raw.get("save"))
+    dead = tuple(
+        DeadStock(_position(entry), tuple((path, size, mtime) for path, size, mtime in entry["files"]))
+        for entry in document.get("dead_stock", ())
+    )
+    return Attempt(origin=origin, dead_stock=dead, **known)
+
+
+def _position(document: Mapping[str, Any]) -> Position:
+    return Position(int(document["epoch"]), int(document["step"]))
+
+
+def _ordinals(save: Path) -> list[int]:
+    try:
+        found = [names.parse_attempt_record(path.name) for path in names.attempts(save).iterdir()]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return [ordinal for ordinal in found if ordinal is not None]
+
+
+def _unchanged(save: Path, path: str, size: int, mtime_ns: int) -> bool:
+    try:
+        status = (save / path).stat()
+    except FileNotFoundError:
+        return True  # gone, or renamed aside by a save of ours: it cannot come alive
+    return (status.st_size, status.st_mtime_ns) == (size, mtime_ns)

@@ -1,0 +1,125 @@
+"""Every name in a save directory is spelt and parsed here, as a whole name: `step-300.tmp-old` is not step 300.
+
+    <save>/<role dir>/rank_R/<prefix>_rank_R-E_S.<format>      payloads, MindRLHF's own names
+    <save>/commits/E_S/rank_R.json                             votes
+    <save>/commits/attempts/NNNNNN.json                        attempt records
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from ms_resume.records import Position
+
+DIRECTORIES = {"policy": "train", "optimizer": "optimizer", "ref": "ref", "state": "state"}
+PREFIXES = {"policy": "policy_model", "optimizer": "optimizer", "ref": "ref", "state": "state"}
+FORMATS = ("safetensors", "ckpt")
+META = "meta.json"
+LATEST = "latest"
+
+_NUMBER = r"(?:0|[1-9]\d*)"
+_PAYLOAD = re.compile(rf"(?P<prefix>.+)_rank_(?P<rank>{_NUMBER})-(?P<epoch>\d+)_(?P<step>\d+)\.(?P<format>ckpt|safetensors)", re.ASCII)
+_RANK_DIR = re.compile(rf"rank_({_NUMBER})", re.ASCII)
+_VOTE = re.compile(rf"rank_({_NUMBER})\.json", re.ASCII)
+_POSITION = re.compile(rf"({_NUMBER})_({_NUMBER})", re.ASCII)
+_ATTEMPT = re.compile(r"(\d{6,})\.json", re.ASCII)
+_DELETED = re.compile(rf"({_NUMBER})_({_NUMBER})\.deleted-(\d{{6,}}-[0-9a-f]{{16}})(?:\.\d+)?", re.ASCII)
+_PART = re.compile(r"\.(?P<final>.+)\.(?P<attempt>\d{6,}-[0-9a-f]{16})\.part", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class PayloadName:
+    prefix: str
+    rank: int
+    position: Position
+    format: str
+
+
+def rank_dir(save: Path, role: str, rank: int) -> Path:
+    return save / DIRECTORIES[role] / f"rank_{rank}"
+
+
+def payload(save: Path, role: str, rank: int, position: Position, file_format: str = "safetensors") -> Path:
+    return rank_dir(save, role, rank) / f"{PREFIXES[role]}_rank_{rank}-{position}.{file_format}"
+
+
+def parse_payload(name: str) -> PayloadName | None:
+    """The parts of a payload's file name, or None for any other name."""
+    if match := _PAYLOAD.fullmatch(name):
+        position = Position(int(match["epoch"]), int(match["step"]))
+        return PayloadName(match["prefix"], int(match["rank"]), position, match["format"])
+    return None
+
+
+def parse_rank_dir(name: str) -> int | None:
+    match = _RANK_DIR.fullmatch(name)
+    return int(match[1]) if match else None
+
+
+def commits(save: Path) -> Path:
+    return save / "commits"
+
+
+def vote_dir(save: Path, position: Position) -> Path:
+    return commits(save) / str(position)
+
+
+def vote(save: Path, position: Position, rank: int) -> Path:
+    return vote_dir(save, position) / f"rank_{rank}.json"
+
+
+def parse_vote(name: str) -> int | None:
+    match = _VOTE.fullmatch(name)
+    return int(match[1]) if match else None
+
+
+def parse_vote_dir(name: str) -> Position | None:
+    match = _POSITION.fullmatch(name)
+    return Position(int(match[1]), int(match[2])) if match else None
+
+
+def deleted_dir(save: Path, position: Position, attempt: str) -> Path:
+    return commits(save) / f"{position}.deleted-{attempt}"
+
+
+def parse_deleted_dir(name: str) -> Position | None:
+    match = _DELETED.fullmatch(name)
+    return Position(int(match[1]), int(match[2])) if match else None
+
+
+def attempts(save: Path) -> Path:
+    return commits(save) / "attempts"
+
+
+def attempt_record(save: Path, ordinal: int) -> Path:
+    return attempts(save) / f"{ordinal:06d}.json"
+
+
+def heartbeat(save: Path, ordinal: int) -> Path:
+    return attempts(save) / f"{ordinal:06d}.heartbeat"
+
+
+def parse_attempt_record(name: str) -> int | None:
+    match = _ATTEMPT.fullmatch(name)
+    return int(match[1]) if match else None
+
+
+def pin(save: Path, position: Position) -> Path:
+    return save / "pins" / str(position)
+
+
+def part(final: Path, attempt: str) -> Path:
+    """The temp file of `final`: hidden, and with an ending that neither MindSpore nor MindFormers takes for a checkpoint."""
+    return final.with_name(f".{final.name}.{attempt}.part")
+
+
+def parse_part(name: str) -> tuple[str, str] | None:
+    """(final name, attempt) of a temp file of ours."""
+    match = _PART.fullmatch(name)
+    return (match["final"], match["attempt"]) if match else None
+
+
+def superseded(path: Path, attempt: str) -> Path:
+    return path.with_name(f"{path.name}.superseded-{attempt}")

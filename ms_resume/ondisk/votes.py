@@ -1,0 +1,84 @@
+"""Votes as JSON: `commits/E_S/rank_R.json`. Readers ignore keys they do not know."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ms_resume.errors import Damaged
+from ms_resume.ondisk import names
+from ms_resume.records import Payload, Position, Vote
+
+FORMAT = "ms_resume/1"
+
+
+def encode(vote: Vote) -> bytes:
+    plain = asdict(vote)
+    position = plain.pop("position")
+    plain["files"] = list(plain["files"])
+    document = {"format": FORMAT, "epoch": position["epoch"], "step": position["step"], **plain}
+    return json.dumps(document, indent=1, sort_keys=False).encode() + b"\n"
+
+
+def read(path: Path) -> Vote:
+    """Raises Damaged where the file is no vote of a format this version knows; OSError where it cannot be read."""
+    return decode(path, path.read_bytes())
+
+
+def decode(path: Path, content: bytes) -> Vote:
+    try:
+        document = json.loads(content)
+        if document["format"] != FORMAT:
+            raise _damaged(path, f"format {document['format']!r}, this version reads {FORMAT!r}")
+        vote = _vote(document)
+    except (ValueError, KeyError, TypeError) as error:
+        raise _damaged(path, f"not a vote ({error!r})") from None
+    _check_place(path, vote)
+    return vote
+
+
+def _vote(document: Mapping[str, Any]) -> Vote:
+    known = {key: document[key] for key in Vote.__slots__ if key in document and key not in ("position", "files")}
+    files = tuple(
+        Payload(f["role"], f["path"], int(f["bytes"]), f["digest"], f["attempt"]) for f in document["files"]
+    )
+    return Vote(position=Position(int(document["epoch"]), int(document["step"])), files=files, **known)
+
+
+def _check_place(path: Path, vote: Vote) -> None:
+    place = (path.parent.name.partition(".")[0], path.name)
+    said = (str(vote.position), f"rank_{vote.rank}.json")
+    if place != said:
+        raise _damaged(path, f"it says that it is {'/'.join(said)}")
+    for payload in vote.files:
+        if payload.path.startswith("/") or ".." in payload.path.split("/"):
+            raise _damaged(path, f"it names {payload.path!r}, outside the save directory")
+
+
+def read_all(directory: Path, limit: int | None = None) -> tuple[dict[int, Vote], list[Damaged]]:
+    """The votes in one position's directory by rank, and what is wrong with those that cannot be read.
+
+    Args:
+        limit: Read no more than so many files.
+    """
+    votes, damaged = {}, []
+    try:
+        entries = sorted(path for path in directory.iterdir() if names.parse_vote(path.name) is not None)
+    except FileNotFoundError:
+        return {}, []
+    for path in entries[:limit]:
+        try:
+            vote = read(path)
+            votes[vote.rank] = vote
+        except Damaged as error:
+            damaged.append(error)
+        except FileNotFoundError:
+            continue  # retracted while the directory was read
+    return votes, damaged
+
+
+def _damaged(path: Path, reason: str) -> Damaged:
+    return Damaged(f"{path}: {reason}", path=str(path), reason=reason)

@@ -1,0 +1,57 @@
+"""What rank 0 says at the start: what was found, what was passed over and why, what is restored from where."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ms_resume.records import Position, Rejection
+
+_WIDTH = 78
+
+
+@dataclass(frozen=True, slots=True)
+class Story:
+    """The facts of one start. `restored` and `anew` name roles and components; `source` is None for a fresh start."""
+
+    save: Path
+    attempt: str
+    position: Position
+    source: Path | None = None
+    layout: str = ""
+    from_attempt: str | None = None
+    rejected: Sequence[Rejection] = ()
+    restored: Sequence[str] = ()
+    anew: Sequence[str] = ()
+    warnings: Sequence[str] = ()
+    nothing_left: bool = False
+    seconds: float = 0.0
+    bytes: int = 0
+
+
+def text(story: Story) -> str:
+    rule = "=" * _WIDTH
+    return "\n".join([rule, *_lines(story), rule])
+
+
+def _lines(story: Story) -> list[str]:
+    lines = [_headline(story), f"  attempt {story.attempt} writes to {story.save}"]
+    lines += [f"  passed over {r.position}: {r.kind}: {r.reason}" for r in story.rejected]
+    if story.restored:
+        rate = f" ({story.bytes / 2**20:.1f} MiB in {story.seconds:.2f} s)" if story.bytes else ""
+        lines.append(f"  restored and verified{rate}: {', '.join(story.restored)}")
+    if story.anew:
+        lines.append(f"  starts anew, the checkpoint has nothing for it: {', '.join(story.anew)}")
+    lines += [f"  warning: {warning}" for warning in story.warnings]
+    if story.nothing_left:
+        lines.append("  nothing left to train: the run had reached its end")
+    return lines
+
+
+def _headline(story: Story) -> str:
+    if story.source is None:
+        return "ms_resume: FRESH START: nothing here was ever a whole checkpoint, or a fresh start was allowed"
+    kind = "ours" if story.from_attempt else "stock MindRLHF's"
+    by = f", attempt {story.from_attempt}" if story.from_attempt else ""
+    return f"ms_resume: RESUMING at {story.position} from {story.source} ({kind}, layout {story.layout}{by})"

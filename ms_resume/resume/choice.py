@@ -1,0 +1,187 @@
+"""Which checkpoint to go on from: rank 0 locates and hands it out, every rank checks that it sees the same.
+
+Nothing is loaded and nothing is written here.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ms_resume import locate, verify
+from ms_resume.errors import Disagreement, NothingToResume, UsageError
+from ms_resume.framework.group import Group
+from ms_resume.layouts import survey
+from ms_resume.ondisk import mounts, names, payload, votes
+from ms_resume.records import Checkpoint, Located, Position, Rejection, Vote
+from ms_resume.resume import agree
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The checkpoint to go on from, as rank 0 hands it out; `position` is None for a fresh start."""
+
+    save: Path
+    position: Position | None
+    attempt: str | None = None
+    layout: str = ""
+    world_size: int = 0
+    votes_digest: str = ""
+    templates: tuple[tuple[str, str], ...] = ()
+    rejected: tuple[Rejection, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Mine:
+    """One rank's part of the choice: its files by role, and its vote (None for a stock checkpoint)."""
+
+    files: dict[str, Path]
+    vote: Vote | None
+
+
+def choose(save: Path, ref_dir: Path | None, steps_per_epoch: int, excluded: Sequence[Rejection]) -> Choice:
+    """Rank 0's part. Raises NothingToResume, with a table, when there is none but there once was, or may have been."""
+    if not save.exists():
+        raise UsageError(
+            f"{save}: does not exist, expected the save directory to resume from",
+            hint="check the path; for a first start leave --resume_training out",
+        )
+    located = locate.latest(
+        save,
+        ref_dir=ref_dir,
+        steps_per_epoch=steps_per_epoch,
+        check=lambda checkpoint: verify.rejection(checkpoint, verify.check(checkpoint)),
+        excluded=excluded,
+    )
+    if located.checkpoint is None:
+        if excluded or not locate.never_whole(survey.take(save, ref_dir)):
+            raise nothing(located)
+        return Choice(save, None, rejected=located.rejected, warnings=located.warnings)
+    return _choice(located, located.checkpoint)
+
+
+def nothing(located: Located) -> NothingToResume:
+    rows = [f"  {rejection.position}  {rejection.kind}: {rejection.reason}" for rejection in located.rejected]
+    rows += [f"  {warning}" for warning in located.warnings]
+    return NothingToResume(
+        f"{located.save}: no whole checkpoint to resume from\n" + ("\n".join(rows) or "  it is empty"),
+        hint="look with `ms-resume ls`; --allow_fresh_start begins anew and leaves all files as they are",
+        rejected=[rejection.to_json() for rejection in located.rejected],
+    )
+
+
+def to_json(choice: Choice) -> dict[str, Any]:
+    return {
+        "save": str(choice.save),
+        "position": choice.position.to_json() if choice.position else None,
+        "attempt": choice.attempt,
+        "layout": choice.layout,
+        "world_size": choice.world_size,
+        "votes_digest": choice.votes_digest,
+        "templates": choice.templates,
+        "rejected": [rejection.to_json() for rejection in choice.rejected],
+        "warnings": choice.warnings,
+    }
+
+
+def from_json(data: dict[str, Any]) -> Choice:
+    rejected = (
+        Rejection(Position(*entry["position"]), entry["kind"], entry["reason"], tuple(entry["ranks"]))
+        for entry in data["rejected"]
+    )
+    return Choice(
+        save=Path(data["save"]),
+        position=Position(*data["position"]) if data["position"] else None,
+        attempt=data["attempt"],
+        layout=data["layout"],
+        world_size=data["world_size"],
+        votes_digest=data["votes_digest"],
+        templates=tuple((role, path) for role, path in data["templates"]),
+        rejected=tuple(rejected),
+        warnings=tuple(data["warnings"]),
+    )
+
+
+def confirm(group: Group, choice: Choice, timeout_s: float) -> Mine:
+    """Every rank opens its own vote; all of them must be the votes that rank 0 judged.
+
+    Raises:
+        Disagreement: They are not, or a rank cannot see its files. Nothing was loaded.
+    """
+    assert choice.position is not None  # there is something to confirm
+    wait_s = timeout_s if mounts.is_network(choice.save) else 0.0
+    mine, told = agree.together(group, lambda: _open_mine(choice, group.rank, wait_s), lambda pair: pair[1])
+    if choice.votes_digest and _combined(told) != choice.votes_digest:
+        raise Disagreement(
+            f"{choice.save}: the ranks do not see the votes of {choice.position} that rank 0 judged",
+            hint="check that all nodes mount the same save directory, then start again",
+            votes=told,
+        )
+    return mine[0]
+
+
+def _choice(located: Located, checkpoint: Checkpoint) -> Choice:
+    vote_files = [names.vote(located.save, checkpoint.position, vote.rank) for vote in checkpoint.votes]
+    digest = _combined([payload.digest_of(path.read_bytes()) for path in vote_files]) if vote_files else ""
+    first = checkpoint.of_rank(0)
+    return Choice(
+        save=located.save,
+        position=checkpoint.position,
+        attempt=checkpoint.attempt,
+        layout=checkpoint.layout,
+        world_size=checkpoint.world_size,
+        votes_digest=digest,
+        templates=() if vote_files else tuple((role, str(path)) for role, path in first.items()),
+        rejected=located.rejected,
+        warnings=located.warnings,
+    )
+
+
+def _combined(digests: list[str]) -> str:
+    return payload.digest_of("".join(digests).encode())
+
+
+def _open_mine(choice: Choice, rank: int, wait_s: float) -> tuple[Mine, str]:
+    assert choice.position is not None
+    if not choice.votes_digest:
+        files = {role: _of_rank(Path(path), rank) for role, path in choice.templates}
+        for path in files.values():
+            _wait_for(path, path.stat, wait_s)
+        return Mine(files, None), ""
+    path = names.vote(choice.save, choice.position, rank)
+    content = _wait_for(path, path.read_bytes, wait_s)
+    vote = votes.decode(path, content)
+    files = {file.role: choice.save / file.path for file in vote.files}
+    for file in files.values():
+        _wait_for(file, file.stat, wait_s)
+    return Mine(files, vote), payload.digest_of(content)
+
+
+def _of_rank(path: Path, rank: int) -> Path:
+    """Rank 0's file as the same file of another rank."""
+    name = names.parse_payload(path.name)
+    assert name is not None
+    return path.parent.parent / f"rank_{rank}" / f"{name.prefix}_rank_{rank}-{name.position}.{name.format}"
+
+
+def _wait_for(path: Path, look: Callable[[], T], wait_s: float) -> T:
+    """Looks until the network file system shows what rank 0 has seen."""
+    deadline = time.monotonic() + wait_s
+    while True:
+        try:
+            return look()
+        except OSError as error:
+            if time.monotonic() >= deadline:
+                raise Disagreement(
+                    f"{path}: {error.strerror}, rank 0 saw it" + (f" (waited {wait_s:.0f} s)" if wait_s else ""),
+                    hint="check that this node mounts the same save directory, then start again",
+                ) from error
+        time.sleep(0.5)
+
+

@@ -1,0 +1,92 @@
+"""What is restored from a checkpoint beside the tensors, and how it differs from the job that resumes it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ms_resume import load
+from ms_resume.errors import LayoutMismatch, NamesMismatch
+from ms_resume.load.source import Source
+from ms_resume.records import Position, Vote
+from ms_resume.state import Component, Tensors, unpack
+
+GLOBAL_STEP = "global_step"
+"""A 0-d tensor that every state payload holds, so that none is without a tensor."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """The states to restore, read and checked, and the components that start anew."""
+
+    components: Mapping[str, Component]
+    states: Mapping[str, Mapping[str, Any]]
+    anew: tuple[str, ...]
+
+    def apply(self, position: Position) -> None:
+        """Restores every component. One that starts anew and can `seek` is put at the position at least."""
+        for name, state in self.states.items():
+            self.components[name].restore(state)
+        for name in self.anew:
+            seek = getattr(self.components[name], "seek", None)
+            if seek is not None:
+                seek(position.epoch, position.step)
+
+
+def settle(
+    roles: Mapping[str, Tensors],
+    components: Mapping[str, Component],
+    sources: Mapping[str, Source],
+    vote: Vote | None,
+    allow_missing: frozenset[str],
+) -> Settled:
+    """Checks that roles and components fit before anything is changed.
+
+    Raises:
+        NamesMismatch: A role does not fit; or one of our checkpoints lacks the state of a component that is not in
+            `allow_missing`. A stock checkpoint has none, which the banner says.
+    """
+    load.settle(sources, roles)
+    source = sources.get("state")
+    tensors = {name: source.read(name) for name in source.tensors if name != GLOBAL_STEP} if source else {}
+    states = unpack(tensors, source.values if source else {})
+    absent = sorted(components.keys() - states.keys())
+    if vote is not None and (refused := [name for name in absent if name not in allow_missing]):
+        raise NamesMismatch(
+            f"{source.path if source else 'the checkpoint'}: no state of {', '.join(refused)}, it has "
+            f"{', '.join(sorted(states))}; nothing was loaded",
+            hint=f"let it start anew with allow_missing={refused!r}",
+        )
+    return Settled(components, {n: states[n] for n in components if n in states}, tuple(absent))
+
+
+def check_parallel(about: Mapping[str, Any], vote: Vote | None) -> None:
+    """Raises LayoutMismatch where the vote says that the parallel strategy was another one."""
+    saved, now = dict(vote.parallel if vote else {}), dict(about["parallel"])
+    if saved and now and saved != now:
+        keys = sorted(key for key in saved.keys() | now.keys() if saved.get(key) != now.get(key))
+        listed = ", ".join(f"{key} was {saved.get(key)!r}, is {now.get(key)!r}" for key in keys)
+        raise LayoutMismatch(
+            f"the checkpoint was made with another parallel strategy: {listed}",
+            hint="start with the strategy it was made with",
+            saved=saved,
+            now=now,
+        )
+
+
+def differences(about: Mapping[str, Any], vote: Vote | None) -> list[str]:
+    """What makes this run go on, but not bit for bit."""
+    if vote is None:
+        return ["a stock checkpoint has no random state, loss scale, or counters: the run goes on, not bit for bit"]
+    found = []
+    for title, saved, now in (("", vote.tool, about["tool"]), ("config ", _keys(vote.config), _keys(about["config"]))):
+        for key in sorted(saved.keys() | now.keys()):
+            if saved.get(key) != now.get(key):
+                found.append(f"{title}{key} was {saved.get(key)!r}, is {now.get(key)!r}: not bit for bit")
+    return found
+
+
+def _keys(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    values: Mapping[str, Any] = config.get("keys", {})
+    return values

@@ -1,0 +1,214 @@
+"""One start of a run, step by step: choose, confirm, load, take the directory over.
+
+Every step is done by all ranks together, so that one rank's error stops all of them within one exchange.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ms_resume import commit, load, locate, ownership, retention
+from ms_resume.errors import Damaged, DirectoryNotEmpty, DiskError, LayoutMismatch, NothingToResume
+from ms_resume.framework import nets
+from ms_resume.framework.group import Group
+from ms_resume.layouts import survey
+from ms_resume.load.source import Source
+from ms_resume.ondisk import atomic, attempts
+from ms_resume.records import Origin, Position, Rejection, Vote, Writer
+from ms_resume.resume import agree, choice, restore
+from ms_resume.resume.choice import Choice, Mine
+from ms_resume.settings import Settings
+from ms_resume.state import Component, Tensors
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What one rank brings along: its live state, and what it says of itself in every vote."""
+
+    save: Path
+    roles: Mapping[str, Tensors]
+    components: Mapping[str, Component]
+    steps_per_epoch: int
+    about: Mapping[str, Any]
+    settings: Settings
+    group: Group
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """How this start was asked for."""
+
+    resume: bool
+    source: Path
+    ref_dir: Path | None = None
+    allow_fresh_start: bool = False
+    take_over: bool = False
+    allow_missing: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What a start restored; `choice.position` is None for a fresh start."""
+
+    choice: Choice
+    position: Position
+    mine: Mine | None = None
+    restored: tuple[str, ...] = ()
+    anew: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    bytes: int = 0
+    seconds: float = 0.0
+
+
+def prepare(job: Job, request: Request) -> None:
+    """Everything that must hold before a byte is read: roles apart, directory writable and free."""
+    agree.together(job.group, lambda: nets.check_separate(job.roles["policy"], job.roles.get("ref")))
+    agree.together(job.group, lambda: _check_writable(job.save))
+    agree.from_first(job.group, lambda: None if request.take_over else ownership.check_free(job.save))
+    agree.from_first(job.group, lambda: _check_unused(job, request))
+
+
+def load_newest(job: Job, request: Request) -> Loaded:
+    """Loads the newest whole checkpoint; one that turns out damaged is passed over for the next older one.
+
+    Raises:
+        NothingToResume: There is none, but there was, or too many were damaged.
+    """
+    if not request.resume:
+        return Loaded(Choice(request.source, None), Position(0, 0), anew=tuple(job.components))
+    excluded: list[Rejection] = []
+    while True:
+        chosen = _choose(job, request, excluded)
+        if chosen.position is None:
+            return Loaded(chosen, Position(0, 0), anew=tuple(job.components))
+        try:
+            return _load(job, request, chosen)
+        except Damaged as error:
+            ranks = tuple(error.fields.get("ranks", ()))
+            excluded.append(Rejection(chosen.position, "damaged", error.message, ranks))
+            if len(excluded) > job.settings.max_rollback:
+                raise
+
+
+def open_attempt(job: Job, loaded: Loaded) -> Writer:
+    """Takes the save directory over for this start: rank 0 writes the record, every rank its `meta.json`."""
+    origin = _origin(job, loaded)
+    document = agree.from_first(job.group, lambda: _open_record(job, origin))
+    attempt = attempts.decode(document)
+    writer = Writer(job.save, attempt, job.group.rank, job.group.world_size)
+    agree.together(job.group, lambda: _take_place(writer, loaded))
+    return writer
+
+
+def previous_vote(job: Job, loaded: Loaded) -> Vote | None:
+    """This rank's vote in the checkpoint it started from, when that lies in the save directory."""
+    same = loaded.mine is not None and loaded.choice.save.resolve() == job.save.resolve()
+    return loaded.mine.vote if same and loaded.mine else None
+
+
+def _check_writable(save: Path) -> None:
+    if save.exists() and not save.is_dir():
+        raise DiskError(f"{save}: is a file, expected a directory to save to", hint="give another save directory")
+    if not atomic.writable(save):
+        raise DiskError(
+            f"{save}: not writable, and this run will save there",
+            hint="resume from it and save elsewhere: --actor_checkpoint_path OLD/train --save_checkpoint_dir NEW",
+        )
+
+
+def _check_unused(job: Job, request: Request) -> None:
+    """A directory with checkpoints is not begun anew by accident."""
+    same = request.resume and request.source.resolve() == job.save.resolve()
+    if same or request.allow_fresh_start or not job.save.exists():
+        return
+    found = survey.take(job.save)
+    if locate.never_whole(found):
+        return
+    positions = ", ".join(str(position) for position in found.positions[:5])
+    raise DirectoryNotEmpty(
+        f"{job.save}: holds checkpoints ({positions}), and this start would not go on from them",
+        hint="--resume_training goes on; --allow_fresh_start begins anew beside them; or give another directory",
+    )
+
+
+def _choose(job: Job, request: Request, excluded: list[Rejection]) -> Choice:
+    def decide() -> dict[str, Any]:
+        try:
+            found = choice.choose(request.source, request.ref_dir, job.steps_per_epoch, excluded)
+        except NothingToResume:
+            if not request.allow_fresh_start:
+                raise
+            found = Choice(request.source, None)
+        return choice.to_json(found)
+
+    return choice.from_json(agree.from_first(job.group, decide))
+
+
+def _load(job: Job, request: Request, chosen: Choice) -> Loaded:
+    began = time.monotonic()
+    mine = choice.confirm(job.group, chosen, job.settings.visibility_timeout_s)
+    if chosen.world_size != job.group.world_size:
+        raise LayoutMismatch(
+            f"{chosen.save}: checkpoint {chosen.position} was made by {chosen.world_size} ranks, this job has "
+            f"{job.group.world_size}",
+            hint=f"start it with {chosen.world_size} workers",
+            found=chosen.world_size,
+            expected=job.group.world_size,
+        )
+    sources, _ = agree.together(job.group, lambda: _open(job, mine))
+    settled, _ = agree.together(
+        job.group,
+        lambda: restore.settle(job.roles, job.components, sources, mine.vote, request.allow_missing),
+    )
+    agree.together(job.group, lambda: restore.check_parallel(job.about, mine.vote))
+    agree.together(job.group, lambda: load.place(sources, job.roles))
+    assert chosen.position is not None  # checked by the caller
+    position = chosen.position.normal(job.steps_per_epoch)
+    agree.together(job.group, lambda: settled.apply(position))
+    warnings = (*chosen.warnings, *restore.differences(job.about, mine.vote))
+    return Loaded(
+        chosen,
+        position,
+        mine,
+        restored=(*job.roles, *settled.states),
+        anew=settled.anew,
+        warnings=warnings,
+        bytes=sum(path.stat().st_size for path in mine.files.values()),
+        seconds=time.monotonic() - began,
+    )
+
+
+def _open(job: Job, mine: Mine) -> dict[str, Source]:
+    roles = [*job.roles, *(["state"] if "state" in mine.files else [])]
+    if lacking := [role for role in roles if role not in mine.files]:
+        raise LayoutMismatch(
+            f"the checkpoint has no {' and no '.join(lacking)}, this job has",
+            hint="build the job as the one that saved it, or start from its weights alone",
+        )
+    return {role: Source(mine.files[role], mine.vote.file(role) if mine.vote else None) for role in roles}
+
+
+def _origin(job: Job, loaded: Loaded) -> Origin | None:
+    chosen = loaded.choice
+    if chosen.position is None:
+        return None
+    same = chosen.save.resolve() == job.save.resolve()
+    return Origin(chosen.position, chosen.attempt, None if same else str(chosen.save.resolve()))
+
+
+def _open_record(job: Job, origin: Origin | None) -> dict[str, Any]:
+    atomic.make_dirs(job.save)
+    surveyed = survey.take(job.save, steps_per_epoch=job.steps_per_epoch)
+    attempt = ownership.open_attempt(surveyed, origin, job.group.world_size, job.settings.label)
+    return attempts.document(attempt)
+
+
+def _take_place(writer: Writer, loaded: Loaded) -> None:
+    if loaded.mine is not None:
+        commit.record_meta(writer, loaded.mine.files)
+    retention.sweep_temp_files(writer)
+

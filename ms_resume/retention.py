@@ -1,0 +1,197 @@
+"""What may be deleted, decided purely, and the deleting of it, which never goes by an old list alone.
+
+Rank 0 renames a position's vote directory away, after which it is no checkpoint; each rank then unlinks its own payloads,
+and only those whose header carries the attempt that the deleted vote named.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ms_resume import ownership
+from ms_resume.errors import Damaged
+from ms_resume.layouts import ours
+from ms_resume.layouts.survey import Survey
+from ms_resume.ondisk import atomic, meta, names, payload, votes
+from ms_resume.records import Checkpoint, Payload, Position, Rejection, Writer, ordinal_of
+
+NEVER_FEWER_THAN = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """One position of ours as retention sees it: `live` and complete, torn, or abandoned."""
+
+    position: Position
+    state: str
+    attempt: str | None = None
+
+    @property
+    def complete(self) -> bool:
+        return self.state == "live"
+
+
+def removable(
+    standing: Sequence[Standing], *, keep_last: int, protected: Collection[Position] = ()
+) -> list[Position]:
+    """The positions that may go, oldest first.
+
+    Args:
+        keep_last: How many complete ones stay; 1 counts as 2, 0 or less keeps all. Torn ones do not count.
+        protected: Pinned, named by a `meta.json`, or the start of the running attempt.
+    """
+    complete = sorted((entry.position for entry in standing if entry.complete), reverse=True)
+    if len(complete) < NEVER_FEWER_THAN:
+        return []
+    keep = max(keep_last, NEVER_FEWER_THAN) if keep_last > 0 else len(complete)
+    oldest_kept = complete[:keep][-1]
+    newest_of = {entry.attempt: entry.position for entry in _by_position(standing) if entry.complete}
+    return [
+        entry.position
+        for entry in _by_position(standing)
+        if entry.position not in protected
+        and (entry.position < oldest_kept or (entry.state == "torn" and _before(entry, newest_of)))
+    ]
+
+
+def sweep(writer: Writer, surveyed: Survey, keep_last: int) -> list[Position]:
+    """Rank 0: takes what `removable` names out of the checkpoints, and returns those positions. Deletes no payload."""
+    verdicts = {p: ours.judge(surveyed, p) for p in surveyed.positions if ours.claims(surveyed, p)}
+    relied_on = [position for position, verdict in verdicts.items() if isinstance(verdict, Checkpoint)]
+    standing = [_standing(position, verdict) for position, verdict in verdicts.items()]
+    gone = removable(standing, keep_last=keep_last, protected=_protected(writer, surveyed, relied_on))
+    gone = [position for position in gone if position not in surveyed.deleted]
+    for position in gone:
+        _retire(writer, surveyed, position, relied_on)
+    for directory in _deleted_dirs(writer.save):
+        if not surveyed.payloads.get(names.parse_deleted_dir(directory.name) or Position(0, 0)):
+            atomic.remove_dir_if_empty(directory)
+    return gone
+
+
+def remove_payloads(writer: Writer) -> int:
+    """Each rank: unlinks its own payloads of positions that rank 0 took out. Returns the number of files removed."""
+    removed = 0
+    for directory in _deleted_dirs(writer.save):
+        position = names.parse_deleted_dir(directory.name)
+        assert position is not None  # _deleted_dirs lists no other
+        deleted_by = directory.name.rpartition("-")[0].rpartition("-")[2]
+        vote = directory / f"rank_{writer.rank}.json"
+        named = _files_of(vote)
+        kept = _named_by_votes(writer)
+        for relative in sorted(named.keys() | _own_payloads(writer, position)):
+            path = writer.save / relative
+            if relative not in kept and _proven(path, named.get(relative), int(deleted_by)):
+                ownership.assert_owner(writer)
+                atomic.remove(path)
+                removed += 1
+        if vote.exists():
+            atomic.remove(vote)
+    return removed
+
+
+def sweep_temp_files(writer: Writer) -> int:
+    """Each rank: removes its own temp files of older attempts. Stock's `*.tmp` are never touched."""
+    directories = [names.rank_dir(writer.save, role, writer.rank) for role in names.DIRECTORIES]
+    removed = 0
+    for directory in directories:
+        for path in sorted(directory.glob(".*.part")) if directory.is_dir() else ():
+            parsed = names.parse_part(path.name)
+            if parsed and ordinal_of(parsed[1]) < writer.attempt.ordinal:
+                ownership.assert_owner(writer)
+                atomic.remove(path)
+                removed += 1
+    return removed
+
+
+def _by_position(standing: Iterable[Standing]) -> list[Standing]:
+    return sorted(standing, key=lambda entry: entry.position)
+
+
+def _before(entry: Standing, newest_of: Mapping[str | None, Position]) -> bool:
+    """A torn position that its own attempt has left behind is garbage; one ahead of it may be a save under way."""
+    newest = newest_of.get(entry.attempt)
+    return entry.attempt is not None and newest is not None and entry.position < newest
+
+
+def _standing(position: Position, verdict: Checkpoint | Rejection) -> Standing:
+    if isinstance(verdict, Checkpoint):
+        return Standing(position, "live", verdict.attempt)
+    return Standing(position, verdict.kind, verdict.attempt)
+
+
+def _protected(writer: Writer, surveyed: Survey, complete: Sequence[Position]) -> set[Position]:
+    protected = {p for path in _listing(writer.save / "pins") if (p := names.parse_vote_dir(path.name))}
+    train = writer.save / names.DIRECTORIES["policy"]
+    for rank in surveyed.ranks["policy"]:
+        if (named := meta.read(train / f"rank_{rank}").position) is not None:
+            protected.add(named)
+    origin = writer.attempt.origin
+    if origin and origin.save is None and sum(p > origin.position for p in complete) < NEVER_FEWER_THAN:
+        protected.add(origin.position)
+    return protected
+
+
+def _retire(writer: Writer, surveyed: Survey, position: Position, relied_on: Iterable[Position]) -> None:
+    """The vote directory goes out of the way in one rename; without one, an empty directory says the same."""
+    for other in relied_on:
+        if other != position:
+            atomic.sync_dir(names.vote_dir(writer.save, other))
+    ownership.assert_owner(writer)
+    target = names.deleted_dir(writer.save, position, writer.attempt.attempt)
+    if position in surveyed.voted:
+        atomic.rename(names.vote_dir(writer.save, position), target)
+    else:
+        atomic.make_dirs(target)
+
+
+def _deleted_dirs(save: Path) -> list[Path]:
+    return [path for path in _listing(names.commits(save)) if names.parse_deleted_dir(path.name)]
+
+
+def _own_payloads(writer: Writer, position: Position) -> set[str]:
+    paths = [
+        names.payload(writer.save, role, writer.rank, position, file_format)
+        for role in names.DIRECTORIES
+        for file_format in names.FORMATS
+    ]
+    return {path.relative_to(writer.save).as_posix() for path in paths if path.exists()}
+
+
+def _named_by_votes(writer: Writer) -> set[str]:
+    """Every file that a vote of this rank still names, live or not: a reference serves many positions."""
+    named: set[str] = set()
+    for directory in _listing(names.commits(writer.save)):
+        if names.parse_vote_dir(directory.name):
+            named |= _files_of(directory / f"rank_{writer.rank}.json").keys()
+    return named
+
+
+def _files_of(vote: Path) -> dict[str, Payload]:
+    try:
+        return {file.path: file for file in votes.read(vote).files}
+    except (FileNotFoundError, Damaged):
+        return {}
+
+
+def _proven(path: Path, named: Payload | None, deleted_by: int) -> bool:
+    """Whether a file is ours to delete: its header carries the attempt that the deleted vote named, or, where this rank
+    never voted, one not newer than the attempt that deleted the position. A `.ckpt` needs the vote, and its size."""
+    try:
+        if path.suffix == ".ckpt":
+            return named is not None and path.stat().st_size == named.bytes
+        mark = payload.read_header(path).mark
+    except (OSError, Damaged):
+        return False
+    if mark is None:
+        return False
+    return mark.attempt == named.attempt if named else ordinal_of(mark.attempt) <= deleted_by
+
+
+def _listing(path: Path) -> list[Path]:
+    try:
+        return sorted(path.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []

@@ -1,0 +1,69 @@
+"""Every knob of the toolkit, read from the environment here and nowhere else.
+
+A trainer or a test hands over a `Settings`; `from_environment` is for process edges. Names in the environment are
+`MS_RESUME_` and the field's name in capitals.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from ms_resume.errors import UsageError
+
+PREFIX = "MS_RESUME_"
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Defaults are safe for hundreds of ranks on one shared file system."""
+
+    keep_last: int = 5
+    """Complete checkpoints that retention leaves; below 2 counts as 2, 0 or less keeps all."""
+
+    save_format: str = "safetensors"
+    """`safetensors`, or `ckpt` for policy, optimizer and ref payloads that MindSpore writes with a CRC."""
+
+    visibility_timeout_s: float = 90.0
+    """How long a rank waits on a network file system for a file that rank 0 has seen."""
+
+    max_rollback: int = 2
+    """How many damaged checkpoints a resume may pass over, one older each time, before it stops."""
+
+    heartbeat_s: float = 5.0
+    """How often the owner of a save directory moves its heartbeat, in seconds; 0 leaves it out."""
+
+    label: str = ""
+    """A name for people, written into the attempt record; never used to tell attempts apart."""
+
+    def __post_init__(self) -> None:
+        if self.save_format not in ("safetensors", "ckpt"):
+            raise UsageError(
+                f"save format {self.save_format!r} is not known", hint="use 'safetensors' or 'ckpt'"
+            )
+
+
+def from_environment(environ: Mapping[str, str] = os.environ, **overrides: Any) -> Settings:
+    """Settings from the environment, `overrides` above them.
+
+    Raises:
+        UsageError: A value does not parse; the message names the variable and the type expected.
+    """
+    values: dict[str, Any] = {}
+    for field in fields(Settings):
+        raw = environ.get(PREFIX + field.name.upper())
+        if raw is not None:
+            values[field.name] = _parse(field.name, raw, type(field.default))
+    return Settings(**{**values, **overrides})
+
+
+def _parse(name: str, raw: str, kind: type) -> Any:
+    try:
+        return kind(raw)
+    except ValueError:
+        raise UsageError(
+            f"{PREFIX}{name.upper()} is {raw!r}, expected a value of type {kind.__name__}",
+            hint=f"unset {PREFIX}{name.upper()} or correct it",
+        ) from None

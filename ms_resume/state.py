@@ -1,0 +1,125 @@
+"""What a checkpoint is made of, on the side of the trainer: named tensors, and components with a small state.
+
+A role (policy, optimizer, ref) is anything with the two methods of `Tensors`: a MindSpore net through
+`framework.nets.Net`, a dict of NumPy arrays through `Arrays`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from ms_resume.records import TensorInfo
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_DTYPES = {
+    "bool": "BOOL", "uint8": "U8", "int8": "I8", "uint16": "U16", "int16": "I16", "float16": "F16",
+    "bfloat16": "BF16", "uint32": "U32", "int32": "I32", "float32": "F32", "uint64": "U64", "int64": "I64",
+    "float64": "F64",
+}  # fmt: skip  # one table
+_NUMPY = {dtype: name for name, dtype in _DTYPES.items() if dtype != "BF16"}
+
+
+@dataclass(frozen=True, slots=True)
+class HostTensor:
+    """A tensor's bytes in host memory, row-major and little endian. `data` is flat and may be a view of live memory."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    data: memoryview
+
+    @property
+    def info(self) -> TensorInfo:
+        return TensorInfo(self.dtype, self.shape)
+
+
+class Tensors(Protocol):
+    """Named tensors of one role that training works on."""
+
+    def read(self) -> dict[str, HostTensor]:
+        """The values now. A view that the next update may change; whoever keeps it longer copies it."""
+
+    def place(self, name: str, value: HostTensor) -> None:
+        """Gives the tensor `name` new bytes, in place: whatever trains on it trains on them."""
+
+
+@runtime_checkable
+class Component(Protocol):
+    """A named piece of state beside the tensors: a random source, a cursor, a scale, counters."""
+
+    name: str
+
+    def state(self) -> Mapping[str, Any]:
+        """NumPy arrays and plain JSON values by key; what `restore` needs to make the component itself again."""
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Takes what `state` gave."""
+
+
+class Arrays(dict[str, "NDArray[Any]"]):
+    """NumPy arrays as a role: for trainers without MindSpore, and for tests."""
+
+    def read(self) -> dict[str, HostTensor]:
+        return {name: from_array(array) for name, array in self.items()}
+
+    def place(self, name: str, value: HostTensor) -> None:
+        self[name][...] = to_array(value)
+
+
+def from_array(array: NDArray[Any]) -> HostTensor:
+    """A view where the array is contiguous, a copy otherwise."""
+    import numpy as np
+
+    shape = tuple(int(size) for size in array.shape)
+    flat = np.ascontiguousarray(array).reshape(-1)
+    data = flat.view(np.uint8).data if flat.size else memoryview(b"")
+    return HostTensor(_DTYPES[array.dtype.name], shape, data)
+
+
+def to_array(value: HostTensor) -> NDArray[Any]:
+    """A view of the bytes. bfloat16, which NumPy lacks, is not known here."""
+    import numpy as np
+
+    return np.frombuffer(value.data, dtype=_NUMPY[value.dtype]).reshape(value.shape)
+
+
+def scalar(value: int) -> HostTensor:
+    """A 0-d int64, the form in which MindRLHF stores a position."""
+    return HostTensor("I64", (), memoryview(value.to_bytes(8, "little", signed=True)))
+
+
+def size_bytes(tensors: Mapping[str, HostTensor]) -> int:
+    return sum(len(tensor.data) for tensor in tensors.values())
+
+
+def infos(tensors: Mapping[str, HostTensor]) -> dict[str, TensorInfo]:
+    return {name: tensor.info for name, tensor in tensors.items()}
+
+
+def pack(components: Mapping[str, Component]) -> tuple[dict[str, HostTensor], dict[str, Any]]:
+    """The states of all components as tensors named `<component>.<key>`, and plain values by component and key."""
+    import numpy as np
+
+    tensors: dict[str, HostTensor] = {}
+    values: dict[str, Any] = {}
+    for name, component in components.items():
+        values[name] = {}
+        for key, value in component.state().items():
+            if isinstance(value, np.ndarray):
+                tensors[f"{name}.{key}"] = from_array(value)
+            else:
+                values[name][key] = value
+    return tensors, values
+
+
+def unpack(tensors: Mapping[str, HostTensor], values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """What `pack` was given, by component. Arrays are copies."""
+    states: dict[str, dict[str, Any]] = {name: dict(plain) for name, plain in values.items()}
+    for full, tensor in tensors.items():
+        name, _, key = full.partition(".")
+        states.setdefault(name, {})[key] = to_array(tensor).copy()
+    return states
+

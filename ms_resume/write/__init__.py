@@ -1,0 +1,86 @@
+"""Stage 1 of 6: one rank's training state becomes closed, synced payload files, then a vote.
+
+    reads    a `Snapshot`: this rank's tensors by role, as they are now
+    writes   <role>/rank_R/<prefix>_rank_R-E_S.safetensors, and through `commit` the vote and meta.json
+
+`save` is the order in which a checkpoint comes to be; each line is durable before the next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ms_resume import commit, ownership
+from ms_resume.ondisk import names
+from ms_resume.records import Payload, Position, Vote, Writer
+from ms_resume.state import HostTensor
+from ms_resume.write import files
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """One rank's state at one position. `roles` has policy, optimizer, state, and ref where there is one."""
+
+    position: Position
+    global_step: int
+    roles: Mapping[str, Mapping[str, HostTensor]]
+    values: Mapping[str, Any] = field(default_factory=dict)
+    file_format: str = "safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """What a save did. `fresh` is false when the position stood already; `bytes` is what it wrote."""
+
+    vote: Vote
+    fresh: bool
+    bytes: int
+    warnings: tuple[str, ...]
+
+
+def save(writer: Writer, snapshot: Snapshot, about: Mapping[str, Any], previous: Vote | None) -> Saved:
+    """Saves and commits this rank's part of a checkpoint.
+
+    Args:
+        about: What the vote says besides: `steps_per_epoch`, `layout`, `parallel`, `config`, `model_config`,
+            `metrics`, `tool`.
+        previous: This rank's vote in a live, complete checkpoint: its reference is named again while unchanged.
+
+    Raises:
+        DiskError: The position does not count; every older checkpoint is as it was, and training may go on.
+        Superseded: A newer attempt owns the directory; nothing more may be written by this process.
+    """
+    ownership.assert_owner(writer)
+    if standing := commit.standing_vote(writer, snapshot.position):
+        return Saved(standing, False, 0, tuple(_record_meta(writer, standing)))
+    reference = files.unchanged_reference(writer, snapshot, previous)
+    due = {role: tensors for role, tensors in snapshot.roles.items() if role != "ref" or reference is None}
+    paths = {role: files.path_of(writer, snapshot, role) for role in due}
+    commit.retract(writer, snapshot.position, paths.values())
+    written = [files.write(writer, snapshot, role, paths[role]) for role in due]
+    if reference is not None and not commit.in_place(writer.save, reference):
+        written.append(files.write(writer, snapshot, "ref", files.path_of(writer, snapshot, "ref")))
+        reference = None
+    named = [*written, reference] if reference else written
+    vote = _vote(writer, snapshot, named, about)
+    commit.cast(writer, vote)
+    return Saved(vote, True, sum(file.bytes for file in written), tuple(_record_meta(writer, vote)))
+
+
+def _vote(writer: Writer, snapshot: Snapshot, named: list[Payload], about: Mapping[str, Any]) -> Vote:
+    return Vote(
+        position=snapshot.position,
+        global_step=snapshot.global_step,
+        rank=writer.rank,
+        world_size=writer.world_size,
+        attempt=writer.attempt.attempt,
+        files=tuple(sorted(named, key=lambda file: list(names.DIRECTORIES).index(file.role))),
+        created_at=ownership.now(),
+        **about,
+    )
+
+
+def _record_meta(writer: Writer, vote: Vote) -> list[str]:
+    return commit.record_meta(writer, {file.role: writer.save / file.path for file in vote.files})
