@@ -16,14 +16,14 @@ from types import TracebackType
 from typing import Any
 
 from ms_resume import commit, retention, write
-from ms_resume.errors import UsageError
+from ms_resume.errors import Damaged, DiskError, UsageError
 from ms_resume.framework import group as groups
 from ms_resume.framework import nets, version
 from ms_resume.framework.group import Group
 from ms_resume.layouts import survey
 from ms_resume.ownership import Heartbeat
 from ms_resume.records import Position, Vote, Writer
-from ms_resume.resume import banner, fingerprint, restore, session
+from ms_resume.resume import agree, banner, fingerprint, restore, session
 from ms_resume.resume.session import Job, Loaded, Request
 from ms_resume.settings import Settings, from_environment
 from ms_resume.state import Component, HostTensor, infos, pack, scalar
@@ -125,9 +125,9 @@ class Checkpointer:
             take_over=take_over,
             allow_missing=frozenset(allow_missing),
         )
-        session.prepare(self._job, request)
+        after = session.prepare(self._job, request)
         loaded = session.load_newest(self._job, request)
-        self._writer = session.open_attempt(self._job, loaded)
+        self._writer = session.open_attempt(self._job, loaded, after)
         self._take(loaded)
         return self.position
 
@@ -154,23 +154,32 @@ class Checkpointer:
         writer, position = self._started(), Position(epoch, step)
         if position == Position(0, 0) or position == self._origin:
             return None
+        if epoch < 0 or not 0 <= step < self._job.steps_per_epoch:
+            raise UsageError(
+                f"save at {position}, but an epoch has {self._job.steps_per_epoch} steps",
+                hint="the end of epoch E is (E + 1, 0)",
+            )
         if self._origin is not None and position < self._origin:
             raise UsageError(f"save at {position}, but the run went on from {self._origin}", hint="save later positions")
         saved = write.save(writer, self._snapshot(position), {**self._job.about, "metrics": dict(metrics or {})}, self._previous())
         for warning in saved.warnings:
             self._tell(f"ms_resume: warning: {warning}")
         self._latest = saved.vote
-        self._tidy()
+        try:
+            self._tidy()
+        except (DiskError, Damaged) as error:  # the position counts all the same; the next save tidies again
+            self._tell(f"ms_resume: warning: retention: {error.message}")
         return saved
 
     def close(self) -> None:
         """Ends a run that went well: all ranks wait for each other's last vote, so that retention sees it."""
-        if self._writer is not None and self._latest is not None:
-            self._job.group.exchange(b"")
-            self._tidy()
-            self._job.group.exchange(b"")
-            self._tidy()
-        self._stop_heartbeat()
+        try:
+            if self._writer is not None:  # on every rank alike, whether or not its own saves worked
+                agree.together(self._job.group, lambda: None)
+                agree.together(self._job.group, self._tidy, lambda result: None)
+                self._tidy()
+        finally:
+            self._stop_heartbeat()
 
     def __enter__(self) -> Checkpointer:
         return self

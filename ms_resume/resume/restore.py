@@ -75,6 +75,19 @@ def check_parallel(about: Mapping[str, Any], vote: Vote | None) -> None:
         )
 
 
+def check_steps(position: Position, steps_per_epoch: int, vote: Vote | None) -> None:
+    """Raises LayoutMismatch where a position would not mean the same: with other epochs, (E, S) is other data."""
+    saved = vote.steps_per_epoch if vote else steps_per_epoch
+    if saved != steps_per_epoch or position.step >= steps_per_epoch:
+        was = f"with {saved} steps per epoch" if vote else "by stock code"
+        raise LayoutMismatch(
+            f"checkpoint {position} was made {was}, this job has {steps_per_epoch} steps per epoch",
+            hint="give it the same data, batch size, and number of rollouts as the run that saved it",
+            found=saved,
+            expected=steps_per_epoch,
+        )
+
+
 def differences(about: Mapping[str, Any], vote: Vote | None) -> list[str]:
     """What makes this run go on, but not bit for bit."""
     if vote is None:

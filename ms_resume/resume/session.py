@@ -64,12 +64,18 @@ class Loaded:
     seconds: float = 0.0
 
 
-def prepare(job: Job, request: Request) -> None:
-    """Everything that must hold before a byte is read: roles apart, directory writable and free."""
+def prepare(job: Job, request: Request) -> int:
+    """Everything that must hold before a byte is read: roles apart, directory writable and free.
+
+    Returns:
+        The ordinal of the newest attempt now; `open_attempt` refuses where another job opened one since.
+    """
     agree.together(job.group, lambda: nets.check_separate(job.roles["policy"], job.roles.get("ref")))
     agree.together(job.group, lambda: _check_writable(job.save))
-    agree.from_first(job.group, lambda: None if request.take_over else ownership.check_free(job.save))
+    check = attempts.newest_ordinal if request.take_over else ownership.check_free
+    after: int = agree.from_first(job.group, lambda: check(job.save))
     agree.from_first(job.group, lambda: _check_unused(job, request))
+    return after
 
 
 def load_newest(job: Job, request: Request) -> Loaded:
@@ -94,10 +100,10 @@ def load_newest(job: Job, request: Request) -> Loaded:
                 raise
 
 
-def open_attempt(job: Job, loaded: Loaded) -> Writer:
+def open_attempt(job: Job, loaded: Loaded, after: int) -> Writer:
     """Takes the save directory over for this start: rank 0 writes the record, every rank its `meta.json`."""
     origin = _origin(job, loaded)
-    document = agree.from_first(job.group, lambda: _open_record(job, origin))
+    document = agree.from_first(job.group, lambda: _open_record(job, origin, after))
     attempt = attempts.decode(document)
     writer = Writer(job.save, attempt, job.group.rank, job.group.world_size)
     agree.together(job.group, lambda: _take_place(writer, loaded))
@@ -140,7 +146,7 @@ def _choose(job: Job, request: Request, excluded: list[Rejection]) -> Choice:
         try:
             found = choice.choose(request.source, request.ref_dir, job.steps_per_epoch, excluded)
         except NothingToResume:
-            if not request.allow_fresh_start:
+            if excluded or not request.allow_fresh_start:  # excluded: the nets hold a part of a damaged checkpoint
                 raise
             found = Choice(request.source, None)
         return choice.to_json(found)
@@ -150,7 +156,6 @@ def _choose(job: Job, request: Request, excluded: list[Rejection]) -> Choice:
 
 def _load(job: Job, request: Request, chosen: Choice) -> Loaded:
     began = time.monotonic()
-    mine = choice.confirm(job.group, chosen, job.settings.visibility_timeout_s)
     if chosen.world_size != job.group.world_size:
         raise LayoutMismatch(
             f"{chosen.save}: checkpoint {chosen.position} was made by {chosen.world_size} ranks, this job has "
@@ -159,15 +164,17 @@ def _load(job: Job, request: Request, chosen: Choice) -> Loaded:
             found=chosen.world_size,
             expected=job.group.world_size,
         )
+    mine = choice.confirm(job.group, chosen, job.settings.visibility_timeout_s)
     sources, _ = agree.together(job.group, lambda: _open(job, mine))
     settled, _ = agree.together(
         job.group,
         lambda: restore.settle(job.roles, job.components, sources, mine.vote, request.allow_missing),
     )
-    agree.together(job.group, lambda: restore.check_parallel(job.about, mine.vote))
-    agree.together(job.group, lambda: load.place(sources, job.roles))
     assert chosen.position is not None  # checked by the caller
-    position = chosen.position.normal(job.steps_per_epoch)
+    position = chosen.position if mine.vote else chosen.position.normal(job.steps_per_epoch)
+    agree.together(job.group, lambda: restore.check_parallel(job.about, mine.vote))
+    agree.together(job.group, lambda: restore.check_steps(position, job.steps_per_epoch, mine.vote))
+    agree.together(job.group, lambda: load.place(sources, job.roles))
     agree.together(job.group, lambda: settled.apply(position))
     warnings = (*chosen.warnings, *restore.differences(job.about, mine.vote))
     return Loaded(
@@ -200,10 +207,12 @@ def _origin(job: Job, loaded: Loaded) -> Origin | None:
     return Origin(chosen.position, chosen.attempt, None if same else str(chosen.save.resolve()))
 
 
-def _open_record(job: Job, origin: Origin | None) -> dict[str, Any]:
+def _open_record(job: Job, origin: Origin | None, after: int) -> dict[str, Any]:
     atomic.make_dirs(job.save)
     surveyed = survey.take(job.save, steps_per_epoch=job.steps_per_epoch)
-    attempt = ownership.open_attempt(surveyed, origin, job.group.world_size, job.settings.label)
+    attempt = ownership.open_attempt(
+        surveyed, origin, job.group.world_size, after=after, label=job.settings.label
+    )
     return attempts.document(attempt)
 
 

@@ -1,0 +1,215 @@
+"""The GRPO loop of one rank: what a step is, in which order, and what state it leaves behind.
+
+A position (E, S) is MindRLHF's: S steps of epoch E are done. A save comes at the top of a step, before it is
+trained, and once more at (epochs, 0). Everything that a later step depends on lives in seven objects, named
+in `__init__`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import mindspore as ms
+import ms_resume
+import numpy as np
+from ms_resume import settings
+
+from grpo_arithmetic import data, evaluate, grpo, reward, rollout, weights
+from grpo_arithmetic.data import PromptStream
+from grpo_arithmetic.grpo import Experience, Scorer
+from grpo_arithmetic.metrics import Metrics
+from grpo_arithmetic.model import Decoder
+from grpo_arithmetic.optim import Learner, LossScaler, Update, WarmUpThenDecay, adamw
+from grpo_arithmetic.request import Request
+from grpo_arithmetic.rollout import Sampler
+from grpo_arithmetic.settings import Config
+from grpo_arithmetic.task import Ints, Prompts
+from grpo_arithmetic.world import World
+
+PhaseHook = Callable[[str, int, int], None]
+
+
+class GRPOTrainer:
+    """Builds a rank's state from a configuration and trains it.
+
+    `on_phase` holds callables that hear "start", "rollout", "update" and "save" with the position, as each begins.
+    """
+
+    def __init__(self, config: Config, world: World, request: Request) -> None:
+        self.config, self.world, self.request = config, world, request
+        self.on_phase: list[PhaseHook] = []
+        dataset_file = self._dataset_file()
+        self.held_out = data.read_all(data.held_out_file(dataset_file))
+        self._build_nets(self.held_out.tokens.shape[1])
+        loss_scale, window = config.actor_config.loss_scale_value, config.example_config.loss_scale_window
+        self.scaler = LossScaler(loss_scale, window)
+        self.generator = np.random.default_rng([config.rl_config.seed, world.rank])
+        self.stream = PromptStream(
+            dataset_file,
+            seed=config.rl_config.seed,
+            prompts_per_step=config.rl_config.prompts_per_rank,
+            epochs=config.rl_config.epochs,
+            shard=(world.rank, world.size),
+        )
+        self.metrics = Metrics()
+        self._build_stages(self.held_out.tokens.shape[1])
+
+    def run(self) -> None:
+        """Trains from the newest whole checkpoint, or from the base model, to (epochs, 0)."""
+        with self._checkpointer() as self.checkpointer:
+            first = self._start()
+            self._open_metrics()
+            self._train(first)
+        self.metrics.close()
+        self._report_accuracy()
+
+    def _train(self, first: ms_resume.Position) -> None:
+        epochs, interval = self.config.rl_config.epochs, self.config.rl_config.save_ckpt_interval
+        for epoch in range(first.epoch, epochs):
+            left = range(first.step if epoch == first.epoch else 0, self.stream.steps_per_epoch)
+            for prompts, step in zip(self.stream.epoch(), left):  # noqa: B905  # BREAK=data makes them differ
+                if step % interval == 0:
+                    self._save(epoch, step)
+                self._train_step(epoch, step, prompts)
+        self._save(epochs, 0)
+
+    def load_base_models(self) -> None:
+        """Puts the base model into policy and reference; each net gets its own copy of the values."""
+        actor, ref = self.request.base_models
+        weights.place(self.policy, weights.base_model_file(actor))
+        weights.place(self.ref, weights.base_model_file(ref))
+
+    def _build_nets(self, prompt_length: int) -> None:
+        ms.set_seed(self.config.rl_config.seed)
+        example, actor = self.config.example_config, self.config.actor_config
+        length = prompt_length + self.config.generate_config.sampling_config.max_tokens
+        self.policy, self.ref = Decoder(example.model, length), Decoder(example.model, length)
+        self.ref.set_grad(False)
+        self.optimizer = adamw(self.policy, WarmUpThenDecay(actor.lr_schedule), actor.optimizer)
+
+    def _build_stages(self, prompt_length: int) -> None:
+        temperature = self.config.generate_config.sampling_config.temperature
+        log_probs = grpo.log_prob_function(self.policy, prompt_length, temperature)
+        self._sampler = Sampler(self.policy)
+        self._scorer = Scorer(self.policy, self.ref, prompt_length, temperature)
+        loss = grpo.loss_function(log_probs, self.config.rl_config)
+        self._learner = Learner(loss, self.optimizer, self.scaler, self.world)
+        self._verifiers = reward.verifiers(self.config.reward_config)
+
+    def _dataset_file(self) -> Path:
+        task = self.config.example_config.task
+        default = self.save_dir / "data" / f"sums_{task.numbers}_{task.held_out}.mindrecord"
+        path = Path(self.config.rl_config.dataset_file or default)
+        if self.world.is_first:
+            data.make_files(path, task)
+        self.world.wait()
+        return path
+
+    @property
+    def save_dir(self) -> Path:
+        return Path(self.config.actor_config.save)
+
+    def _checkpointer(self) -> ms_resume.Checkpointer:
+        """Everything that a later step depends on, handed over once."""
+        rl, counters = self.config.rl_config, ("global_step", "samples_seen", "right_seen", "skipped_updates")
+        return ms_resume.Checkpointer(
+            self.save_dir,
+            policy=self.policy,
+            optimizer=self.optimizer,
+            ref=self.ref,
+            components=[
+                ms_resume.Randomness(sampling=self.generator),
+                ms_resume.Fields("loss_scale", self.scaler, "scale", "good_steps"),
+                ms_resume.Fields("metrics", self.metrics, *counters),
+                self.stream,
+            ],
+            steps_per_epoch=self.stream.steps_per_epoch,
+            config=asdict(self.config),
+            model_config=asdict(self.config.example_config.model),
+            parallel=self.request.parallel,
+            settings=settings.from_environment(keep_last=rl.save_max_ckpt_num, save_format=rl.save_ckpt_format),
+        )
+
+    def _start(self) -> ms_resume.Position:
+        request = self.request
+        position = self.checkpointer.start(
+            resume=request.resume,
+            source=request.source,
+            ref_dir=request.ref_dir,
+            allow_fresh_start=request.allow_fresh_start,
+            take_over=request.take_over,
+        )
+        if position == ms_resume.Position(0, 0):
+            self.load_base_models()
+        self._announce("start", position.epoch, position.step)
+        return position
+
+    def _open_metrics(self) -> None:
+        rl = self.config.rl_config
+        if self.world.is_first:
+            directory = self.save_dir / "metrics"
+            board = Path(rl.tensorboard_dir) if rl.tensorboard_dir else directory / "tensorboard"
+            self.metrics.open(directory, tensorboard=board if rl.tensorboard else None)
+
+    def _save(self, epoch: int, step: int) -> None:
+        self._announce("save", epoch, step)
+        self.checkpointer.save(epoch, step)
+
+    def _train_step(self, epoch: int, step: int, prompts: Prompts) -> None:
+        self._announce("rollout", epoch, step)
+        experience, rewards, right = self._roll_out(prompts)
+        self._announce("update", epoch, step)
+        for _ in range(self.config.rl_config.num_iterations):
+            update = self._learner.step(experience)
+            self.metrics.skipped_updates += update.overflow
+        self._sync_ref()
+        self._record((epoch, step), prompts.ids, update, float(rewards.mean()), int(right.sum()))
+
+    def _roll_out(self, prompts: Prompts) -> tuple[Experience, Any, Any]:
+        sampling, group = self.config.generate_config.sampling_config, self.config.rl_config.num_generations
+        rows = prompts.repeated(group)
+        gumbel = rollout.noise(self.generator, len(rows), sampling.max_tokens, sampling.temperature)
+        rolled = self._sampler.complete(rows.tokens, gumbel)
+        texts = reward.texts(rolled.completions)
+        rewards = reward.rewards(texts, rows.answers, self._verifiers)
+        experience = self._scorer.score(rolled, grpo.advantages(rewards, group))
+        return experience, rewards, reward.right(texts, rows.answers)
+
+    def _sync_ref(self) -> None:
+        ref = self.config.ref_config
+        if ref.sync_ref_model and (self.metrics.global_step + 1) % ref.ref_model_sync_steps == 0:
+            weights.copy_weights(self.policy, self.ref)
+
+    def _record(self, at: tuple[int, int], ids: Ints, update: Update, mean_reward: float, right: int) -> None:
+        """Numbers of all ranks in one message: each rank counts them alike, the first one writes."""
+        own = [update.loss, mean_reward, update.kl, right, *ids.tolist()]
+        everyone = self.world.gather(np.array(own, np.float32))
+        figures = dict(zip(("loss", "reward", "kl"), everyone[:, :3].mean(axis=0).tolist(), strict=True))
+        all_ids = everyone[:, 4:].astype(int).ravel().tolist()
+        samples, all_right = len(all_ids) * self.config.rl_config.num_generations, int(everyone[:, 3].sum())
+        line = {"epoch": at[0], "step": at[1], **figures, "right": all_right / samples, "lr": update.lr}
+        line |= {"loss_scale": self.scaler.scale, "prompts": all_ids}
+        self._show(self.metrics.record(line, samples=samples, right=all_right))
+
+    def _show(self, line: dict[str, Any]) -> None:
+        if self.world.is_first:
+            figures = "  ".join(f"{name} {line[name]:.3f}" for name in ("reward", "right", "kl"))
+            print(f"epoch {line['epoch']} step {line['step']:3d}  {figures}", flush=True)
+
+    def _report_accuracy(self) -> None:
+        """The policy beside the reference, which is the base model unless it was synchronised."""
+        if not self.world.is_first:
+            return
+        rows = self.config.rl_config.prompts_per_rank * self.config.rl_config.num_generations
+        max_tokens = self.config.generate_config.sampling_config.max_tokens
+        for name, sampler in (("reference", Sampler(self.ref)), ("policy", self._sampler)):
+            found = evaluate.accuracy(sampler, self.held_out, rows=rows, max_tokens=max_tokens)
+            figures = f"sampled {found.sampled:.4f}, greedy {found.greedy:.4f}"
+            print(f"held-out accuracy of the {name}: {figures}", flush=True)
+
+    def _announce(self, phase: str, epoch: int, step: int) -> None:
+        for hook in self.on_phase:
+            hook(phase, epoch, step)
