@@ -47,10 +47,15 @@ def in_place(save: Path, file: Payload) -> bool:
 def complete(save: Path, vote: Vote) -> bool:
     """Whether the checkpoint that `vote` belongs to has the votes of all ranks."""
     directory = names.vote_dir(save, vote.position)
-    if len(os.listdir(directory)) < vote.world_size:  # most ranks look too early: one listing tells them
-        return False
+    try:
+        if len(os.listdir(directory)) < vote.world_size:  # most ranks look too early: one listing tells them
+            return False
+    except FileNotFoundError:
+        return False  # a newer attempt has taken it away
     found, _ = votes.read_all(directory)
-    same = {rank for rank, other in found.items() if (other.attempt, other.world_size) == (vote.attempt, vote.world_size)}
+    same = {
+        rank for rank, other in found.items() if (other.attempt, other.world_size) == (vote.attempt, vote.world_size)
+    }
     return same >= set(range(vote.world_size))
 
 
@@ -62,11 +67,16 @@ def retract(writer: Writer, position: Position, paths: Iterable[Path]) -> None:
     Raises:
         Superseded: A file there belongs to a newer attempt.
     """
+    assert_owner(writer)  # looking for an unchanged reference takes long: a successor may have voted here since
     vote_path = names.vote(writer.save, position, writer.rank)
     named = _named_by(vote_path)
     atomic.remove(*([vote_path] if vote_path.exists() else []))
-    for path in paths:
-        clear(writer, path, proven=path.relative_to(writer.save).as_posix() in named)
+    here = {
+        path for path in named if (name := names.parse_payload(path.rpartition("/")[2])) and name.position == position
+    }
+    wanted = {path.relative_to(writer.save).as_posix() for path in paths}
+    for path in sorted(wanted | here):
+        clear(writer, writer.save / path, proven=path in named)
 
 
 def clear(writer: Writer, path: Path, *, proven: bool = False) -> None:
@@ -76,6 +86,7 @@ def clear(writer: Writer, path: Path, *, proven: bool = False) -> None:
     owner = _attempt_of(path)
     if owner is not None and ordinal_of(owner) > writer.attempt.ordinal:
         raise Superseded(f"{path}: written by the newer attempt {owner}", hint="let this process end")
+    assert_owner(writer)
     if owner is not None or proven:
         atomic.remove(path)
     else:
@@ -108,10 +119,12 @@ def record_meta(writer: Writer, files: dict[str, Path]) -> list[str]:
         content = meta.encode(named.position, files[role].name)
         try:
             if not path.exists() or path.read_bytes() != content:
+                assert_owner(writer)
                 atomic.make_dirs(path.parent)
                 atomic.replace(path, content, writer.attempt.attempt)
-        except DiskError as error:
-            warnings.append(f"{error.message}; the checkpoint counts, the next save repairs this")
+        except (DiskError, OSError) as error:
+            said = error.message if isinstance(error, DiskError) else str(error)
+            warnings.append(f"{said}; the checkpoint counts, the next save repairs this")
     return warnings
 
 

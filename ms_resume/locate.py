@@ -56,11 +56,10 @@ def every(save: Path, *, ref_dir: Path | None = None) -> list[Checkpoint | Rejec
     return list(verdicts(survey.take(save, ref_dir)))
 
 
-def verdicts(
-    surveyed: Survey, known: dict[Position, Rejection] | None = None
-) -> Iterator[Checkpoint | Rejection]:
+def verdicts(surveyed: Survey, known: dict[Position, Rejection] | None = None) -> Iterator[Checkpoint | Rejection]:
     for position in surveyed.positions:
-        if position in surveyed.deleted and position not in surveyed.voted:
+        deleted = position in surveyed.deleted and position not in surveyed.voted
+        if deleted and layouts.ours.claims(surveyed, position):
             continue  # retention has spoken; its payloads are on their way out
         if known and position in known:
             yield known[position]

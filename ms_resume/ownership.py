@@ -23,22 +23,24 @@ from ms_resume.errors import DirectoryInUse, DiskError, Superseded
 from ms_resume.layouts import ours
 from ms_resume.layouts.survey import Survey
 from ms_resume.ondisk import atomic, attempts, names
-from ms_resume.records import Attempt, Checkpoint, DeadStock, Origin, Writer
+from ms_resume.records import Attempt, DeadStock, Origin, Writer
 
 
 def now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
-def open_attempt(surveyed: Survey, origin: Origin | None, world_size: int, label: str = "") -> Attempt:
+def open_attempt(surveyed: Survey, origin: Origin | None, world_size: int, *, after: int, label: str = "") -> Attempt:
     """Takes the directory over with a new record, durably. One rank of the job calls it.
 
+    Args:
+        after: The newest ordinal when the directory was found free, before anything was chosen or loaded.
+
     Raises:
-        DirectoryInUse: Another job opened an attempt since `surveyed` was taken.
+        DirectoryInUse: Another job opened an attempt since then.
     """
-    newest = surveyed.records[-1].ordinal if surveyed.records else 0
     attempt = Attempt(
-        attempt=f"{newest + 1:06d}-{secrets.token_hex(8)}",
+        attempt=f"{after + 1:06d}-{secrets.token_hex(8)}",
         origin=origin,
         world_size=world_size,
         created_at=now(),
@@ -49,6 +51,8 @@ def open_attempt(surveyed: Survey, origin: Origin | None, world_size: int, label
     atomic.make_dirs(names.attempts(surveyed.save))
     record = names.attempt_record(surveyed.save, attempt.ordinal)
     try:
+        if attempts.newest_ordinal(surveyed.save) > after:
+            raise FileExistsError
         atomic.publish(record, [attempts.encode(attempt)], attempt.attempt)
     except FileExistsError:
         raise DirectoryInUse(
@@ -60,17 +64,20 @@ def open_attempt(surveyed: Survey, origin: Origin | None, world_size: int, label
     return attempt
 
 
-def check_free(save: Path) -> None:
-    """Raises DirectoryInUse while the owner of the directory is alive.
+def check_free(save: Path) -> int:
+    """The ordinal of the newest attempt, whose job has ended; 0 without one. `open_attempt` wants it.
+
+    Raises DirectoryInUse while the owner of the directory is alive.
 
     On the same machine its process decides, at once. Elsewhere its heartbeat does: it is watched for two and a half
     beats on this machine's own clock, so that clocks need not agree.
     """
     records = attempts.read_all(save)
     if not records:
-        return
+        return 0
     owner = records[-1]
-    if (owner.boot_id, owner.pid_namespace) == (_boot_id(), _pid_namespace()):
+    here = (owner.boot_id, owner.pid_namespace) == (_boot_id(), _pid_namespace())
+    if here and _start_of(1) is not None:  # with hidepid nobody else's processes can be seen
         alive = owner.pid != os.getpid() and _start_of(owner.pid) == owner.pid_start
     else:
         alive = _heartbeat_moves(names.heartbeat(save, owner.ordinal))
@@ -81,11 +88,14 @@ def check_free(save: Path) -> None:
             hint="stop that job first, or save to another directory; --take-over starts nevertheless and stops it",
             owner=owner.attempt,
         )
+    return owner.ordinal
 
 
 def assert_owner(writer: Writer) -> None:
     """Raises Superseded when a newer attempt has taken the directory over."""
     newest = attempts.newest_ordinal(writer.save)
+    if newest < writer.attempt.ordinal and names.attempt_record(writer.save, writer.attempt.ordinal).exists():
+        return  # a network file system's cached listing, older than the record that rank 0 made
     if newest != writer.attempt.ordinal:
         raise Superseded(
             f"{writer.save}: attempt {writer.attempt.attempt} (this process, rank {writer.rank}) was superseded by "
@@ -95,7 +105,7 @@ def assert_owner(writer: Writer) -> None:
 
 
 class Heartbeat:
-    """Moves the owner's heartbeat from a thread until `stop`, which removes it: a job that ended does not look alive."""
+    """Moves the owner's heartbeat until `stop`, which removes it: a job that ended does not look alive."""
 
     def __init__(self, writer: Writer, interval_s: float) -> None:
         self._path = names.heartbeat(writer.save, writer.attempt.ordinal)
@@ -119,21 +129,17 @@ class Heartbeat:
 
     def _beat(self, beat: int) -> None:
         with contextlib.suppress(DiskError):  # a full disk is reported by the save, not from here
-            atomic.replace_unsynced(self._path, f"{beat} {self._interval_s}\n".encode())
-
-
-def origin_of(checkpoint: Checkpoint, save: Path) -> Origin:
-    """How an attempt record that starts from `checkpoint` names it."""
-    elsewhere = None if checkpoint.save.resolve() == save.resolve() else str(checkpoint.save.resolve())
-    return Origin(checkpoint.position, checkpoint.attempt, elsewhere)
+            atomic.scribble(self._path, f"{beat} {self._interval_s}\n".encode())
 
 
 def _passed_stock(surveyed: Survey, origin: Origin | None) -> Iterable[DeadStock]:
-    floor = origin.position if origin and origin.save is None else None
+    floor, known = origin.position if origin and origin.save is None else None, surveyed.steps_per_epoch
     for position in surveyed.positions:
-        if (floor is None or position > floor) and not ours.claims(surveyed, position):
+        newer = floor is None or position.normal(known) > floor.normal(known)
+        if newer and not ours.claims(surveyed, position):
             policies = [path for (role, _), path in surveyed.payloads[position].items() if role == "policy"]
-            yield DeadStock(position, tuple(_signature(surveyed.save, path) for path in sorted(policies)))
+            if policies:  # without one it is torn, and nothing would say when it changes
+                yield DeadStock(position, tuple(_signature(surveyed.save, path) for path in sorted(policies)))
 
 
 def _signature(save: Path, path: Path) -> tuple[str, int, int]:
@@ -163,7 +169,7 @@ def _pid_namespace() -> str:
 
 
 def _start_of(pid: int) -> int | None:
-    """The process's start time in clock ticks since boot; a reused pid has another. None when there is no such process."""
+    """The process's start in clock ticks since boot; a reused pid has another. None when there is no such process."""
     fields = _read_proc(f"/proc/{pid}/stat").rpartition(")")[2].split()
     return int(fields[19]) if len(fields) > 19 and fields[0] not in "ZX" else None
 
@@ -177,9 +183,11 @@ def _read_proc(path: str) -> str:
 
 def _heartbeat_moves(path: Path) -> bool:
     first = _read_proc(str(path))
-    if not first:
-        return False
-    deadline = time.monotonic() + 2.5 * float(first.split()[1])
+    try:
+        interval_s = float(first.split()[1])
+    except (IndexError, ValueError):
+        return False  # none, or what a power cut left of it: heartbeats are not synced
+    deadline = time.monotonic() + 2.5 * interval_s
     while time.monotonic() < deadline:
         time.sleep(0.2)
         if _read_proc(str(path)) not in (first, ""):

@@ -32,7 +32,7 @@ class Position:
 
     def normal(self, steps_per_epoch: int | None) -> Position:
         """Stock code's final form (epochs, steps per epoch) as the (epochs, 0) that it means."""
-        return Position(self.epoch, 0) if steps_per_epoch and self.step >= steps_per_epoch else self
+        return Position(self.epoch, 0) if self.step and self.step == steps_per_epoch else self
 
     @classmethod
     def parse(cls, text: str) -> Position:
@@ -44,7 +44,7 @@ class Position:
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """One tensor in a payload: its safetensors dtype (`F32`, `BF16`...), its shape on this rank, its bytes in the data part."""
+    """One tensor in a payload: safetensors dtype (`F32`, `BF16`...), shape on this rank, bytes in the data part."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -88,7 +88,7 @@ class Vote:
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where an attempt started from. `attempt` is None for a stock checkpoint, `save` is set when it lay in another directory."""
+    """Where an attempt started from; `attempt` is None for a stock checkpoint, `save` is another directory."""
 
     position: Position
     attempt: str | None

@@ -1,7 +1,7 @@
 """What may be deleted, decided purely, and the deleting of it, which never goes by an old list alone.
 
-Rank 0 renames a position's vote directory away, after which it is no checkpoint; each rank then unlinks its own payloads,
-and only those whose header carries the attempt that the deleted vote named.
+Rank 0 renames a position's vote directory away, after which it is no checkpoint; each rank then unlinks its own
+payloads, and only those whose header carries the attempt that the deleted vote named.
 """
 
 from __future__ import annotations
@@ -33,9 +33,7 @@ class Standing:
         return self.state == "live"
 
 
-def removable(
-    standing: Sequence[Standing], *, keep_last: int, protected: Collection[Position] = ()
-) -> list[Position]:
+def removable(standing: Sequence[Standing], *, keep_last: int, protected: Collection[Position] = ()) -> list[Position]:
     """The positions that may go, oldest first.
 
     Args:
@@ -59,14 +57,19 @@ def removable(
 def sweep(writer: Writer, surveyed: Survey, keep_last: int) -> list[Position]:
     """Rank 0: takes what `removable` names out of the checkpoints, and returns those positions. Deletes no payload."""
     verdicts = {p: ours.judge(surveyed, p) for p in surveyed.positions if ours.claims(surveyed, p)}
-    relied_on = [position for position, verdict in verdicts.items() if isinstance(verdict, Checkpoint)]
+    complete = [position for position, verdict in verdicts.items() if isinstance(verdict, Checkpoint)]
     standing = [_standing(position, verdict) for position, verdict in verdicts.items()]
-    gone = removable(standing, keep_last=keep_last, protected=_protected(writer, surveyed, relied_on))
-    gone = [position for position in gone if position not in surveyed.deleted]
+    gone = removable(standing, keep_last=keep_last, protected=_protected(writer, surveyed, complete))
+    gone = [p for p in gone if p in surveyed.voted or p not in surveyed.deleted]
+    for position in complete if gone else ():
+        if position not in gone:  # what retention relies on, whoever made it
+            atomic.sync_dir(names.vote_dir(writer.save, position))
     for position in gone:
-        _retire(writer, surveyed, position, relied_on)
+        _retire(writer, surveyed, position)
     for directory in _deleted_dirs(writer.save):
-        if not surveyed.payloads.get(names.parse_deleted_dir(directory.name) or Position(0, 0)):
+        emptied = names.parse_deleted_dir(directory.name)
+        saved_again = emptied in surveyed.voted and emptied not in gone
+        if saved_again or emptied not in surveyed.payloads:
             atomic.remove_dir_if_empty(directory)
     return gone
 
@@ -94,15 +97,17 @@ def remove_payloads(writer: Writer) -> int:
 
 def sweep_temp_files(writer: Writer) -> int:
     """Each rank: removes its own temp files of older attempts. Stock's `*.tmp` are never touched."""
-    directories = [names.rank_dir(writer.save, role, writer.rank) for role in names.DIRECTORIES]
+    payloads = [names.rank_dir(writer.save, role, writer.rank) for role in names.DIRECTORIES]
+    vote = f"rank_{writer.rank}.json"
+    found = [path for directory in payloads for path in _listing(directory)]
+    found += [path for d in _listing(names.commits(writer.save)) for path in sorted(d.glob(f".{vote}.*.part"))]
     removed = 0
-    for directory in directories:
-        for path in sorted(directory.glob(".*.part")) if directory.is_dir() else ():
-            parsed = names.parse_part(path.name)
-            if parsed and ordinal_of(parsed[1]) < writer.attempt.ordinal:
-                ownership.assert_owner(writer)
-                atomic.remove(path)
-                removed += 1
+    for path in found:
+        parsed = names.parse_part(path.name)
+        if parsed and ordinal_of(parsed[1]) < writer.attempt.ordinal:
+            ownership.assert_owner(writer)
+            atomic.remove(path)
+            removed += 1
     return removed
 
 
@@ -134,11 +139,8 @@ def _protected(writer: Writer, surveyed: Survey, complete: Sequence[Position]) -
     return protected
 
 
-def _retire(writer: Writer, surveyed: Survey, position: Position, relied_on: Iterable[Position]) -> None:
+def _retire(writer: Writer, surveyed: Survey, position: Position) -> None:
     """The vote directory goes out of the way in one rename; without one, an empty directory says the same."""
-    for other in relied_on:
-        if other != position:
-            atomic.sync_dir(names.vote_dir(writer.save, other))
     ownership.assert_owner(writer)
     target = names.deleted_dir(writer.save, position, writer.attempt.attempt)
     if position in surveyed.voted:

@@ -6,6 +6,7 @@ A trainer or a test hands over a `Settings`; `from_environment` is for process e
 
 from __future__ import annotations
 
+import difflib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -30,7 +31,8 @@ class Settings:
     """How long a rank waits on a network file system for a file that rank 0 has seen."""
 
     max_rollback: int = 2
-    """How many damaged checkpoints a resume may pass over, one older each time, before it stops."""
+    """How many checkpoints that turn out damaged while they are loaded a resume may pass over before it stops. What
+    votes, sizes, and headers show beforehand is passed over without a limit."""
 
     heartbeat_s: float = 5.0
     """How often the owner of a save directory moves its heartbeat, in seconds; 0 leaves it out."""
@@ -40,18 +42,21 @@ class Settings:
 
     def __post_init__(self) -> None:
         if self.save_format not in ("safetensors", "ckpt"):
-            raise UsageError(
-                f"save format {self.save_format!r} is not known", hint="use 'safetensors' or 'ckpt'"
-            )
+            raise UsageError(f"save format {self.save_format!r} is not known", hint="use 'safetensors' or 'ckpt'")
 
 
 def from_environment(environ: Mapping[str, str] = os.environ, **overrides: Any) -> Settings:
     """Settings from the environment, `overrides` above them.
 
     Raises:
-        UsageError: A value does not parse; the message names the variable and the type expected.
+        UsageError: A value does not parse, or a variable that begins with `MS_RESUME_` is not known.
     """
     values: dict[str, Any] = {}
+    known = [PREFIX + field.name.upper() for field in fields(Settings)]
+    for name in environ:
+        if name.startswith(PREFIX) and name not in known:
+            nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
+            raise UsageError(f"{name} is set, but there is no such setting", hint=f"did you mean {nearest}?")
     for field in fields(Settings):
         raw = environ.get(PREFIX + field.name.upper())
         if raw is not None:

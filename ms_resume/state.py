@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+from ms_resume.errors import UsageError
 from ms_resume.records import TensorInfo
 
 if TYPE_CHECKING:
@@ -74,7 +75,9 @@ def from_array(array: NDArray[Any]) -> HostTensor:
     import numpy as np
 
     shape = tuple(int(size) for size in array.shape)
-    flat = np.ascontiguousarray(array).reshape(-1)
+    if array.dtype.name not in _DTYPES:
+        raise UsageError(f"an array of dtype {array.dtype} cannot be saved", hint="convert it to numbers or booleans")
+    flat = np.ascontiguousarray(array.astype(array.dtype.newbyteorder("<"), copy=False)).reshape(-1)
     data = flat.view(np.uint8).data if flat.size else memoryview(b"")
     return HostTensor(_DTYPES[array.dtype.name], shape, data)
 
@@ -111,8 +114,24 @@ def pack(components: Mapping[str, Component]) -> tuple[dict[str, HostTensor], di
             if isinstance(value, np.ndarray):
                 tensors[f"{name}.{key}"] = from_array(value)
             else:
+                _check_plain(f"{name}.{key}", value)
                 values[name][key] = value
     return tensors, values
+
+
+def _check_plain(where: str, value: Any) -> None:
+    """JSON would give a tuple back as a list and the key 1 as "1": what cannot come back the same is not saved."""
+    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+        for key, entry in value.items():
+            _check_plain(f"{where}.{key}", entry)
+    elif isinstance(value, list):
+        for entry in value:
+            _check_plain(where, entry)
+    elif value is not None and not isinstance(value, (bool, int, float, str)):
+        raise UsageError(
+            f"component state {where}: {type(value).__name__} {value!r:.60} would not come back as it was saved",
+            hint="give NumPy arrays, numbers, strings, booleans, None, and lists or dicts (with str keys) of these",
+        )
 
 
 def unpack(tensors: Mapping[str, HostTensor], values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -122,4 +141,3 @@ def unpack(tensors: Mapping[str, HostTensor], values: Mapping[str, Any]) -> dict
         name, _, key = full.partition(".")
         states.setdefault(name, {})[key] = to_array(tensor).copy()
     return states
-

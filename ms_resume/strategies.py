@@ -87,11 +87,7 @@ def load(name_or_path: str | Path) -> Strategy:
     path = _find(str(name_or_path))
     data = _mapping(_read(path), path, "the file")
     _reject_unknown(data, {field.name for field in fields(Strategy)} - {"name"}, path)
-    cuts = {
-        role: _parallel(data[role], f"{path}: {role}")
-        for role in ("actor", "ref", "generate")
-        if role in data
-    }
+    cuts = {role: _parallel(data[role], f"{path}: {role}") for role in ("actor", "ref", "generate") if role in data}
     if "actor" not in cuts:
         raise UsageError(f"{path} has no section 'actor', expected one", hint=_EXAMPLE)
     strategy = Strategy(
@@ -141,9 +137,7 @@ def _read(path: Path) -> Any:
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UsageError(
-            f"{path}: {error.strerror}", hint="give a template's name or a readable file"
-        ) from error
+        raise UsageError(f"{path}: {error.strerror}", hint="give a template's name or a readable file") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} is not YAML: {error}", hint=_EXAMPLE) from error
 
@@ -197,9 +191,7 @@ def _agree_with_name(strategy: Strategy, path: Path) -> None:
 
 def _mapping(data: Any, where: str | Path, what: str) -> Mapping[str, Any]:
     if not isinstance(data, Mapping):
-        raise UsageError(
-            f"{where}: {what} is {type(data).__name__}, expected keys with values", hint=_EXAMPLE
-        )
+        raise UsageError(f"{where}: {what} is {type(data).__name__}, expected keys with values", hint=_EXAMPLE)
     return data
 
 

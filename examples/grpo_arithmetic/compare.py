@@ -1,6 +1,6 @@
 """Two runs side by side: every tensor of their last checkpoints, and every line of their metrics but the seconds.
 
-    python examples/grpo_arithmetic/compare.py RUN_A RUN_B      exit 0 when they are equal, 1 when not
+python examples/grpo_arithmetic/compare.py RUN_A RUN_B      exit 0 when they are equal, 1 when not
 """
 
 from __future__ import annotations
@@ -15,11 +15,10 @@ from typing import Any
 if __name__ == "__main__":  # The folder itself would shadow modules named `data` or `config` of others.
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from grpo_arithmetic.metrics import LINES
 from ms_resume import locate
 from ms_resume.load.source import Source
 from ms_resume.records import Checkpoint
-
-from grpo_arithmetic.metrics import LINES
 
 ROLES = ("policy", "optimizer", "ref", "state")
 

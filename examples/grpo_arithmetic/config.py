@@ -94,9 +94,7 @@ def _unused_keys(tree: Tree, source: Source) -> Iterator[str]:
     all_sections, known = sections | mindrlhf_keys.SECTIONS, used | mindrlhf_keys.KEYS
     for key in _leaves(tree, "", all_sections):
         if key not in known | all_sections:
-            raise ConfigError(
-                f"{source.of(key)}: unknown key {key!r}; the nearest known is {nearest(key, known)!r}"
-            )
+            raise ConfigError(f"{source.of(key)}: unknown key {key!r}; the nearest known is {nearest(key, known)!r}")
         if key not in used | sections:
             yield key
 

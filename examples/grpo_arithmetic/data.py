@@ -90,9 +90,7 @@ class PromptStream:
 
     name = "prompts"
 
-    def __init__(
-        self, path: Path, *, seed: int, prompts_per_step: int, epochs: int, shard: tuple[int, int]
-    ) -> None:
+    def __init__(self, path: Path, *, seed: int, prompts_per_step: int, epochs: int, shard: tuple[int, int]) -> None:
         self._path, self._seed, self._epochs = path, seed, epochs
         self._prompts_per_step = prompts_per_step
         self._rank, self._num_ranks = shard

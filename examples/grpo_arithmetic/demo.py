@@ -23,11 +23,10 @@ from pathlib import Path
 if __name__ == "__main__":  # The folder itself would shadow modules named `data` or `config` of others.
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from grpo_arithmetic import compare
 from ms_resume import locate
 from ms_resume.ondisk import names
 from ms_resume.records import Located, Position
-
-from grpo_arithmetic import compare
 
 TOP = Path(__file__).resolve().parents[2]
 _BANNER = ("ms_resume", "  attempt", "  passed", "  restored", "  starts anew", "  warning")
@@ -133,7 +132,7 @@ def _environment(plan: Plan, save: Path, kill: Kill | None, *, resumed: bool) ->
         "CONFIG": str(plan.config),
         "BASE_MODEL": str(plan.base),
         "MASTER_PORT": str(_free_port()),
-        "GLOG_v": os.environ.get("GLOG_v", "3"),  # MindSpore's own warnings would bury the run's lines
+        "GLOG_v": os.environ.get("GLOG_v", "3"),  # noqa: SIM112  # its name; warnings would bury the run's lines
         "MS_NODE_TIMEOUT": "5",  # msrun otherwise waits 30 s for a rank that is dead
     }
     if kill is not None:
@@ -188,7 +187,7 @@ def _left_in_step(save: Path, kill: Kill) -> list[str]:
     reached = Position(last["epoch"], last["step"] + 1).normal(compare.steps_per_epoch(save))
     if reached != kill.at:
         return []
-    return [f"rank {kill.rank} was killed in step {kill.at}, between rollout and update: the last step on record is before it"]
+    return [f"rank {kill.rank} was killed in step {kill.at}, after its rollout: the last step on record is before it"]
 
 
 def _position(found: Located) -> str:

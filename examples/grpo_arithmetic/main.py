@@ -19,12 +19,11 @@ if __name__ == "__main__":  # The folder itself would shadow modules named `data
 
 import yaml
 
-from ms_resume import strategies
-from ms_resume.errors import MsResumeError
-
 from grpo_arithmetic import config as configuration
 from grpo_arithmetic.errors import EXIT_CODE, ConfigError
 from grpo_arithmetic.settings import Config
+from ms_resume import strategies
+from ms_resume.errors import MsResumeError
 
 KEY_OF_FLAG = {
     "dataset_file": "rl_config.dataset_file",

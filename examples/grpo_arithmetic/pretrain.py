@@ -70,9 +70,7 @@ def make(config: Config, output: Path) -> None:
     net, report = _train(config)
     seconds = round(time.monotonic() - since, 1)
     _save(net, output, {**report, "seconds": seconds, "settings": _settings(config)})
-    print(
-        f"{output / weights.BASE_MODEL}: {report['steps']} steps, held-out accuracy {report['sampled']:.3f}"
-    )
+    print(f"{output / weights.BASE_MODEL}: {report['steps']} steps, held-out accuracy {report['sampled']:.3f}")
 
 
 def _settings(config: Config) -> dict[str, Any]:

@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from grpo_arithmetic.settings import Config
 from ms_resume import strategies
 from ms_resume.errors import UsageError
-
-from grpo_arithmetic.settings import Config
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +50,7 @@ def _source(actor: str, save: str) -> Path:
     path = Path(os.path.normpath(actor)) if actor else Path(save) / "train"
     if path.name != "train":
         raise UsageError(
-            f"--actor_checkpoint_path: found {actor}, expected the `train` directory of a save directory to resume from",
+            f"--actor_checkpoint_path: found {actor}, expected the `train` directory of a save directory",
             hint=f"give {path}/train, or leave --resume_training out to start from a base model",
         )
     if not path.parent.is_dir():

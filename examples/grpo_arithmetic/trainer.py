@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import mindspore as ms
-import ms_resume
 import numpy as np
-from ms_resume import settings
 
+import ms_resume
 from grpo_arithmetic import data, evaluate, grpo, reward, rollout, weights
 from grpo_arithmetic.data import PromptStream
 from grpo_arithmetic.grpo import Experience, Scorer
@@ -28,6 +27,7 @@ from grpo_arithmetic.rollout import Sampler
 from grpo_arithmetic.settings import Config
 from grpo_arithmetic.task import Ints, Prompts
 from grpo_arithmetic.world import World
+from ms_resume import settings
 
 PhaseHook = Callable[[str, int, int], None]
 

@@ -20,13 +20,15 @@ NAME = "ms_resume"
 
 
 def claims(survey: Survey, position: Position) -> bool:
-    if position in survey.voted:
-        return True
     files = survey.payloads.get(position, {})
+    if position in survey.voted and (not files or votes.any_in(names.vote_dir(survey.save, position))):
+        return True
     if any(has_mark(path) for path in files.values()):
         return True
-    # A `.ckpt` cannot carry our mark: where we have been at work, it is stock's only if stock's own records name it.
-    return survey.has_commits and _only_ckpt(files.values()) and not _named_by_every_meta(survey, position)
+    # A `.ckpt` cannot carry our mark: where we have been at work, it is stock's only if stock's own records name it,
+    # or one of ours says that an attempt started from it.
+    stock = survey.line.starts_from_stock(position) or _named_by_every_meta(survey, position)
+    return survey.has_commits and _only_ckpt(files.values()) and not stock
 
 
 def judge(survey: Survey, position: Position) -> Checkpoint | Rejection:

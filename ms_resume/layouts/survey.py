@@ -40,7 +40,11 @@ class Survey:
     def positions(self) -> list[Position]:
         """Newest first; stock code's final (epochs, steps per epoch) counts as (epochs, 0)."""
         found = self.payloads.keys() | self.voted
-        return sorted(found, key=lambda p: (p.normal(self.steps_per_epoch), p), reverse=True)
+
+        def meant(position: Position) -> Position:
+            return position if position in self.voted else position.normal(self.steps_per_epoch)
+
+        return sorted(found, key=lambda p: (meant(p), p), reverse=True)
 
 
 def take(save: Path, ref_dir: Path | None = None, steps_per_epoch: int | None = None) -> Survey:
@@ -76,9 +80,7 @@ def take(save: Path, ref_dir: Path | None = None, steps_per_epoch: int | None = 
     )
 
 
-def _add_role(
-    payloads: dict[Position, dict[tuple[str, int], Path]], role: str, root: Path
-) -> tuple[int, ...]:
+def _add_role(payloads: dict[Position, dict[tuple[str, int], Path]], role: str, root: Path) -> tuple[int, ...]:
     ranks = sorted(rank for name in _listing(root) if (rank := names.parse_rank_dir(name)) is not None)
     for rank in ranks:
         directory = root / f"rank_{rank}"

@@ -3,8 +3,8 @@
     reads    this rank's payloads: headers first, then each tensor once, checked against its digest before it is placed
     gives    a `LoadReport` for each role
 
-Names, shapes, and dtypes of all roles are settled before the first byte is placed; after that only damage can stop a load,
-and then the tensors hold a part of it: load another checkpoint before training goes on.
+Names, shapes, and dtypes of all roles are settled before the first byte is placed; after that only damage can stop a
+load, and then the tensors hold a part of it: load another checkpoint before training goes on.
 """
 
 from __future__ import annotations
@@ -31,9 +31,7 @@ def settle(sources: Mapping[str, Source], live: Mapping[str, Tensors]) -> dict[s
     Raises:
         NamesMismatch: One role or more does not fit; the message holds the report of each.
     """
-    reports = {
-        role: match(_wanted(sources[role], role), infos(tensors.read())) for role, tensors in live.items()
-    }
+    reports = {role: match(_wanted(sources[role], role), infos(tensors.read())) for role, tensors in live.items()}
     bad = [f"{role} ({sources[role].path}): {report}" for role, report in reports.items() if not report.clean]
     if bad:
         raise NamesMismatch(

@@ -15,7 +15,7 @@ _SHOWN = 5
 
 @dataclass(frozen=True, slots=True)
 class LoadReport:
-    """Five disjoint groups that together hold every name of both sides, sorted. `nearest` is a guess for each missing name."""
+    """Five disjoint groups that together hold every name of both sides, sorted; `nearest` guesses at the missing."""
 
     matched: tuple[str, ...]
     missing: tuple[str, ...]
@@ -64,12 +64,14 @@ def match(saved: Mapping[str, TensorInfo], wanted: Mapping[str, TensorInfo]) -> 
         UsageError: One side is empty. That is never a mismatch but a wrong path, or a net that was not built yet.
 
     Source:
-        `mindspore.load_param_into_net` (2.7.1 to 2.10.0) fills a missing name by suffix, accepts trailing dimensions of 1,
-        casts floats without a word, and stops at the first wrong shape. Here one run shows all of them.
+        `mindspore.load_param_into_net` (2.7.1 to 2.10.0) fills a missing name by suffix, accepts trailing dimensions of
+        1, casts floats without a word, and stops at the first wrong shape. Here one run shows all of them.
     """
     if not saved or not wanted:
         side = "the file holds" if not saved else "the net has"
-        raise UsageError(f"{side} no parameters", hint="check the path, and that the net was built before it was loaded")
+        raise UsageError(
+            f"{side} no parameters", hint="check the path, and that the net was built before it was loaded"
+        )
     both = saved.keys() & wanted.keys()
     wrong_shape = sorted((n, saved[n].shape, wanted[n].shape) for n in both if saved[n].shape != wanted[n].shape)
     shaped = both - {entry[0] for entry in wrong_shape}

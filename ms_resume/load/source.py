@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ms_resume.errors import Damaged
+from ms_resume.errors import Damaged, DiskError
 from ms_resume.ondisk import ckpt, payload
 from ms_resume.records import Payload, TensorInfo
 from ms_resume.state import HostTensor
@@ -18,10 +19,15 @@ class Source:
 
     Raises:
         Damaged: It is not, or it is not whole.
+        DiskError: It cannot be read. That is no reason to pass it over: the disk may recover.
     """
 
     def __init__(self, path: Path, expected: Payload | None = None) -> None:
         self.path = path
+        with _reported(path):
+            self._open(path, expected)
+
+    def _open(self, path: Path, expected: Payload | None) -> None:
         self.digests: Mapping[str, str] = {}
         self.values: dict[str, Any] = {}
         if path.suffix == ".ckpt":
@@ -35,10 +41,11 @@ class Source:
     def read(self, name: str) -> HostTensor:
         """A copy of one tensor. Raises Damaged, naming it, where its digest does not hold."""
         info = self.tensors[name]
-        if self.path.suffix == ".ckpt":
-            return HostTensor(info.dtype, info.shape, ckpt.read_tensor(self._contents, name))
-        with open(self.path, "rb") as file:
-            return HostTensor(info.dtype, info.shape, payload.read_tensor(file, self._header, name))
+        with _reported(self.path):
+            if self.path.suffix == ".ckpt":
+                return HostTensor(info.dtype, info.shape, ckpt.read_tensor(self._contents, name))
+            with open(self.path, "rb") as file:
+                return HostTensor(info.dtype, info.shape, payload.read_tensor(file, self._header, name))
 
     def _open_ckpt(self, expected: Payload | None) -> None:
         """A `.ckpt` has no digest per tensor: the whole file is checked now."""
@@ -48,3 +55,15 @@ class Source:
         found = payload.digest_of(self.path.read_bytes()) if expected else ""
         if expected and found != expected.digest:
             raise Damaged(f"{self.path}: its bytes have digest {found}, the vote says {expected.digest}")
+
+
+@contextlib.contextmanager
+def _reported(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise DiskError(
+            f"{path}: cannot read: {error.strerror or error}",
+            hint="look at `dmesg` and at the mount, then start again; nothing was changed on disk",
+            path=str(path),
+        ) from error

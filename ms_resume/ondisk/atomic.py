@@ -27,6 +27,7 @@ _HINTS = {
     errno.EDQUOT: "the quota is used up: free space there, or ask for more",
     errno.EROFS: "the file system is read-only: save to another directory",
     errno.EACCES: "make the directory writable for this user, or save to another one",
+    errno.EINVAL: "the file system has neither hard links nor renames that do not replace: save to another one",
     errno.EIO: "the disk reported a failure: look at `dmesg`, and save to another disk",
 }
 
@@ -58,16 +59,17 @@ def replace(path: Path, content: bytes, attempt: str) -> None:
     part = names.part(path, attempt)
     _write_part(part, [content])
     with _reported(path, "replace"):
-        os.replace(part, path)
+        _replace(part, path)
     sync_dir(path.parent)
 
 
-def replace_unsynced(path: Path, content: bytes) -> None:
-    """As `replace`, but a power cut may lose it: for heartbeats, which say nothing about the past."""
-    part = path.with_name(f".{path.name}.part")
+def scribble(path: Path, content: bytes) -> None:
+    """Overwrites a small file, neither atomically nor durably: for heartbeats, which say nothing about the past.
+
+    In place, because a network file system shows a rename to other machines up to a minute late.
+    """
     with _reported(path, "write"):
-        part.write_bytes(content)
-        os.replace(part, path)
+        path.write_bytes(content)
 
 
 def point(link: Path, target: str, attempt: str) -> None:
@@ -76,7 +78,7 @@ def point(link: Path, target: str, attempt: str) -> None:
     with _reported(link, "point"):
         part.unlink(missing_ok=True)
         os.symlink(target, part)
-        os.replace(part, link)
+        _replace(part, link)
     sync_dir(link.parent)
 
 
@@ -86,7 +88,10 @@ def make_dirs(path: Path) -> None:
     missing = missing[: next((n for n, step in enumerate(missing) if step.is_dir()), len(missing))]
     for step in reversed(missing):
         with _reported(step, "make directory"):
-            step.mkdir(exist_ok=True)
+            try:
+                step.mkdir(exist_ok=True)
+            except FileExistsError as error:
+                raise NotADirectoryError(errno.ENOTDIR, "a file stands there", str(step)) from error
         sync_dir(step.parent)
 
 
@@ -103,8 +108,11 @@ def remove(*paths: Path) -> None:
         with _reported(path, "remove"):
             path.unlink(missing_ok=True)
     for directory in {path.parent for path in paths}:
-        if directory.is_dir():
+        try:
             sync_dir(directory)
+        except DiskError as error:
+            if error.fields["errno"] != errno.ENOENT:  # another rank removed the emptied directory in between
+                raise
 
 
 def remove_dir_if_empty(path: Path) -> None:
@@ -188,6 +196,14 @@ def _rename_noreplace(source: Path, target: Path) -> None:
     if libc.renameat2(_AT_FDCWD, os.fsencode(source), _AT_FDCWD, os.fsencode(target), _RENAME_NOREPLACE) != 0:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code), str(target))
+
+
+def _replace(part: Path, path: Path) -> None:
+    try:
+        os.replace(part, path)
+    except OSError:
+        _discard(part)
+        raise
 
 
 def _discard(part: Path) -> None:

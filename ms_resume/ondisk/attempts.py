@@ -20,11 +20,17 @@ from ms_resume.records import Attempt, DeadStock, Origin, Position
 class Line:
     """The line of the newest attempt: itself, then those it descends from, each up to where it was left.
 
-    `bounds` maps an attempt to its last live position, None for no bound.
+    `bounds` maps an attempt to its last live position, None for no bound; `stock_origin` is the stock checkpoint that
+    the oldest of them went on from.
     """
 
     bounds: Mapping[str, Position | None]
     dead_stock: tuple[DeadStock, ...] = ()
+    stock_origin: Position | None = None
+
+    def starts_from_stock(self, position: Position) -> bool:
+        """Whether the line begins at the stock checkpoint of `position`: no attempt on it has saved there."""
+        return position == self.stock_origin
 
     def holds(self, attempt: str, position: Position) -> bool:
         """Whether a checkpoint of `attempt` at `position` is live."""
@@ -34,9 +40,12 @@ class Line:
         return bound is None or position <= bound
 
     def dead_stock_at(self, save: Path, position: Position) -> bool:
-        """Whether stock's files at `position` are those that an attempt went back past, unchanged."""
+        """Whether stock's files at `position` are those that an attempt went back past, or one rank's still are.
+
+        A stock job that died while it saved the position again leaves both generations there.
+        """
         dead = next((dead for dead in self.dead_stock if dead.position == position), None)
-        return dead is not None and all(_unchanged(save, *file) for file in dead.files)
+        return dead is not None and any(_unchanged(save, *file) for file in dead.files)
 
 
 def newest_ordinal(save: Path) -> int:
@@ -59,16 +68,17 @@ def line_of(records: Sequence[Attempt]) -> Line:
     by_name = {record.attempt: record for record in records}
     bounds: dict[str, Position | None] = {}
     dead: list[DeadStock] = []
-    record, bound = (records[-1] if records else None), None
-    while record is not None and record.attempt not in bounds:
-        bounds[record.attempt] = bound
-        dead += record.dead_stock
-        origin = record.origin
-        if origin is None or origin.attempt is None or origin.save is not None:
+    name, bound, stock_origin = (records[-1].attempt if records else None), None, None
+    while name is not None and name not in bounds:
+        bounds[name] = bound
+        record = by_name.get(name)  # None when it was lost: what went on from it still says how far it is live
+        origin = record.origin if record else None
+        dead += record.dead_stock if record else ()
+        if origin is None or origin.save is not None:
             break
         bound = min(bound, origin.position) if bound else origin.position
-        record = by_name.get(origin.attempt)
-    return Line(bounds, dead_stock=tuple(dead))
+        name, stock_origin = origin.attempt, origin.position
+    return Line(bounds, tuple(dead), stock_origin if name is None else None)
 
 
 def encode(attempt: Attempt) -> bytes:
@@ -95,7 +105,7 @@ def _read(path: Path) -> Attempt:
         if f"{attempt.ordinal:06d}.json" != path.name:
             raise ValueError(f"it says it is attempt {attempt.attempt}")
         return attempt
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise Damaged(
             f"{path}: not an attempt record ({error}), so it cannot be said which checkpoints are live",
             hint="restore that file from a backup, or move it away to return to the attempt before it",

@@ -142,6 +142,8 @@ def _value(data: memoryview, offset: int, end: int) -> tuple[str, TensorInfo, in
             dtype = _DTYPES[bytes(data[begin:offset]).decode()]
         elif key == 3:
             content = (begin, offset - begin)
+    if not (tag and dtype):
+        raise ValueError(f"a record without name or type at byte {offset}")
     shape = () if dims == [0] else tuple(dims)  # MindSpore reads one dimension of 0 as a 0-d tensor
     return tag, TensorInfo(dtype, shape), *content
 

@@ -23,9 +23,7 @@ class Meta:
 
 
 def encode(position: Position, file: str) -> bytes:
-    return json.dumps(
-        {"last_epoch": position.epoch, "last_step": position.step, "last_ckpt_file": file}
-    ).encode()
+    return json.dumps({"last_epoch": position.epoch, "last_step": position.step, "last_ckpt_file": file}).encode()
 
 
 def read(rank_dir: Path) -> Meta:

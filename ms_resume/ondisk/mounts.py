@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 _LOCAL = frozenset(
-    "ext2 ext3 ext4 xfs btrfs zfs f2fs tmpfs ramfs overlay vfat exfat ntfs3 squashfs iso9660 erofs bcachefs".split()
+    ("ext2 ext3 ext4 xfs btrfs zfs f2fs tmpfs ramfs overlay vfat exfat ntfs3 squashfs iso9660 erofs bcachefs").split()
 )
 
 
@@ -21,7 +21,7 @@ def kind(path: Path) -> str:
     for line in _mount_table():
         mount_point, file_system = line.split()[1:3]
         place = Path(mount_point.encode().decode("unicode_escape"))
-        if len(place.parts) > best and resolved.is_relative_to(place):
+        if len(place.parts) >= best and resolved.is_relative_to(place):
             best, found = len(place.parts), file_system
     return found
 

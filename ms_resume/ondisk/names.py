@@ -1,12 +1,13 @@
 """Every name in a save directory is spelt and parsed here, as a whole name: `step-300.tmp-old` is not step 300.
 
-    <save>/<role dir>/rank_R/<prefix>_rank_R-E_S.<format>      payloads, MindRLHF's own names
-    <save>/commits/E_S/rank_R.json                             votes
-    <save>/commits/attempts/NNNNNN.json                        attempt records
+<save>/<role dir>/rank_R/<prefix>_rank_R-E_S.<format>      payloads, MindRLHF's own names
+<save>/commits/E_S/rank_R.json                             votes
+<save>/commits/attempts/NNNNNN.json                        attempt records
 """
 
 from __future__ import annotations
 
+import itertools
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,9 @@ META = "meta.json"
 LATEST = "latest"
 
 _NUMBER = r"(?:0|[1-9]\d*)"
-_PAYLOAD = re.compile(rf"(?P<prefix>.+)_rank_(?P<rank>{_NUMBER})-(?P<epoch>\d+)_(?P<step>\d+)\.(?P<format>ckpt|safetensors)", re.ASCII)
+_PAYLOAD = re.compile(
+    rf"(?P<prefix>.+)_rank_(?P<rank>{_NUMBER})-(?P<epoch>\d+)_(?P<step>\d+)\.(?P<format>ckpt|safetensors)", re.ASCII
+)
 _RANK_DIR = re.compile(rf"rank_({_NUMBER})", re.ASCII)
 _VOTE = re.compile(rf"rank_({_NUMBER})\.json", re.ASCII)
 _POSITION = re.compile(rf"({_NUMBER})_({_NUMBER})", re.ASCII)
@@ -111,7 +114,7 @@ def pin(save: Path, position: Position) -> Path:
 
 
 def part(final: Path, attempt: str) -> Path:
-    """The temp file of `final`: hidden, and with an ending that neither MindSpore nor MindFormers takes for a checkpoint."""
+    """The temp file of `final`: hidden, and with an ending that nobody takes for a checkpoint."""
     return final.with_name(f".{final.name}.{attempt}.part")
 
 
@@ -122,4 +125,8 @@ def parse_part(name: str) -> tuple[str, str] | None:
 
 
 def superseded(path: Path, attempt: str) -> Path:
-    return path.with_name(f"{path.name}.superseded-{attempt}")
+    """A free name beside `path` for a foreign file that is in the way."""
+    aside = path.with_name(f"{path.name}.superseded-{attempt}")
+    return next(
+        free for n in itertools.count() if not (free := aside.with_name(f"{aside.name}.{n}") if n else aside).exists()
+    )

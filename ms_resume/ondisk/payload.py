@@ -101,7 +101,7 @@ def header_block(
         "digests": json.dumps(dict(digests), separators=(",", ":")),
     }
     if values:
-        metadata["values"] = json.dumps(values, separators=(",", ":"), allow_nan=False)
+        metadata["values"] = json.dumps(values, separators=(",", ":"))
     entries: dict[str, Any] = {"__metadata__": metadata}
     for name, info in tensors.items():
         entries[name] = {"dtype": info.dtype, "shape": list(info.shape), "data_offsets": [info.begin, info.end]}
@@ -186,7 +186,7 @@ def _check_digest(header: Header, name: str, found: str) -> None:
 def _parse_json(path: Path, text: bytes) -> dict[str, Any]:
     try:
         entries = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _damaged(path, f"its header is not JSON ({error})") from None
     if not isinstance(entries, dict) or not isinstance(entries.get("__metadata__", {}), dict):
         raise _damaged(path, "its header is not a JSON object")
@@ -198,7 +198,7 @@ def _tensor_info(path: Path, name: str, entry: Any) -> TensorInfo:
         begin, end = entry["data_offsets"]
         info = TensorInfo(entry["dtype"], tuple(int(size) for size in entry["shape"]), int(begin), int(end))
         expected = item_bytes(info.dtype) * math.prod(info.shape)
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         raise _damaged(path, f"tensor {name!r}: the header entry {entry!r} cannot be read", tensor=name) from None
     if info.end - info.begin != expected:
         reason = f"tensor {name!r}: {info.end - info.begin} bytes, {info.dtype}{list(info.shape)} needs {expected}"
@@ -224,8 +224,8 @@ def _mark(
     try:
         position = Position(int(metadata["epoch"]), int(metadata["step"]))
         mark = Mark(metadata["attempt"], position, int(metadata["rank"]), metadata["role"])
-        digests: dict[str, str] = json.loads(metadata["digests"])
-    except (KeyError, ValueError) as error:
+        digests: dict[str, str] = dict(json.loads(metadata["digests"]))
+    except (KeyError, ValueError, TypeError) as error:
         raise _damaged(path, f"its ms_resume mark cannot be read ({error!r})") from None
     if digests.keys() != tensors.keys():
         raise _damaged(path, f"{len(digests)} digests for {len(tensors)} tensors")

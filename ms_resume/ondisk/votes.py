@@ -42,10 +42,13 @@ def decode(path: Path, content: bytes) -> Vote:
 
 def _vote(document: Mapping[str, Any]) -> Vote:
     known = {key: document[key] for key in Vote.__slots__ if key in document and key not in ("position", "files")}
-    files = tuple(
-        Payload(f["role"], f["path"], int(f["bytes"]), f["digest"], f["attempt"]) for f in document["files"]
-    )
-    return Vote(position=Position(int(document["epoch"]), int(document["step"])), files=files, **known)
+    files = tuple(Payload(f["role"], f["path"], int(f["bytes"]), f["digest"], f["attempt"]) for f in document["files"])
+    vote = Vote(position=Position(int(document["epoch"]), int(document["step"])), files=files, **known)
+    if not all(type(number) is int for number in (vote.rank, vote.world_size, vote.global_step, vote.steps_per_epoch)):
+        raise TypeError("rank, world_size, global_step and steps_per_epoch must be whole numbers")
+    if type(vote.attempt) is not str or vote.world_size < 1:
+        raise ValueError(f"attempt {vote.attempt!r}, world size {vote.world_size}")
+    return vote
 
 
 def _check_place(path: Path, vote: Vote) -> None:
@@ -78,6 +81,14 @@ def read_all(directory: Path, limit: int | None = None) -> tuple[dict[int, Vote]
         except FileNotFoundError:
             continue  # retracted while the directory was read
     return votes, damaged
+
+
+def any_in(directory: Path) -> bool:
+    """Whether a vote lies there; a save that died leaves an empty directory."""
+    try:
+        return any(names.parse_vote(path.name) is not None for path in directory.iterdir())
+    except FileNotFoundError:
+        return False
 
 
 def _damaged(path: Path, reason: str) -> Damaged:

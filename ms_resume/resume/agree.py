@@ -12,7 +12,9 @@ from ms_resume.framework.group import Group
 T = TypeVar("T")
 
 
-def together(group: Group, action: Callable[[], T], tell: Callable[[T], Any] = lambda result: None) -> tuple[T, list[Any]]:
+def together(
+    group: Group, action: Callable[[], T], tell: Callable[[T], Any] = lambda result: None
+) -> tuple[T, list[Any]]:
     """Runs `action` on every rank.
 
     Args:
@@ -22,7 +24,7 @@ def together(group: Group, action: Callable[[], T], tell: Callable[[T], Any] = l
         This rank's result, and what every rank told, by rank.
 
     Raises:
-        MsResumeError: What it raised on the first rank that failed, with that rank and the number of others in the message.
+        MsResumeError: What it raised on the first rank that failed; the message names the rank and counts the others.
     """
     results: list[T] = []
     outcome = _attempt(action, tell, results)
@@ -57,7 +59,7 @@ def _attempt(action: Callable[[], T], tell: Callable[[T], Any], results: list[T]
         return {"value": tell(results[0])}
     except MsResumeError as error:
         return {"error": error.to_json()}
-    except Exception as error:  # whatever it is, the other ranks wait for this exchange
+    except Exception as error:  # noqa: BLE001  # whatever it is, the other ranks wait for this exchange
         return {"error": MsResumeError(f"{type(error).__name__}: {error}").to_json()}
 
 

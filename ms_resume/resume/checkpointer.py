@@ -1,10 +1,10 @@
 """The one object a trainer holds: it starts a run where it stopped, and saves it as it goes.
 
-    with ms_resume.Checkpointer(save_dir, policy=policy, optimizer=optimizer, ref=reference,
-                                components=[randomness, cursor, loss_scale], steps_per_epoch=n) as checkpointer:
-        checkpointer.start(resume=args.resume_training)
-        for epoch, step in checkpointer.steps(epochs, save_every=interval):
-            train_one_step()
+with ms_resume.Checkpointer(save_dir, policy=policy, optimizer=optimizer, ref=reference,
+                            components=[randomness, cursor, loss_scale], steps_per_epoch=n) as checkpointer:
+    checkpointer.start(resume=args.resume_training)
+    for epoch, step in checkpointer.steps(epochs, save_every=interval):
+        train_one_step()
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Checkpointer:
         roles = {"policy": policy, "optimizer": optimizer} | ({} if ref is None else {"ref": ref})
         live = {role: nets.wrap(cell) for role, cell in roles.items()}
         self._job = Job(
-            save=Path(save),
+            save=Path(save).resolve(),
             roles=live,
             components=_by_name(components),
             steps_per_epoch=steps_per_epoch,
@@ -103,7 +103,7 @@ class Checkpointer:
         Called by all ranks, once, before anything draws random numbers or reads data.
 
         Args:
-            resume: Go on from the newest whole checkpoint. Without one the run starts fresh only if nothing was ever whole.
+            resume: Go on from the newest whole checkpoint; without one, start fresh only if nothing was ever whole.
             source: The save directory to resume from, when it is not the one that is written to. It may be read-only.
             ref_dir: Where a stock job keeps its reference, if not in `<source>/ref`.
             allow_fresh_start: Begin anew in a directory that holds checkpoints; they stay, abandoned.
@@ -116,7 +116,7 @@ class Checkpointer:
         Raises:
             MsResumeError: The same on all ranks; each kind says what it leaves. Nothing saved is changed.
         """
-        from_dir = Path(source) if source else self._job.save
+        from_dir = Path(source).resolve() if source else self._job.save
         request = Request(
             resume=resume,
             source=from_dir,
@@ -160,8 +160,12 @@ class Checkpointer:
                 hint="the end of epoch E is (E + 1, 0)",
             )
         if self._origin is not None and position < self._origin:
-            raise UsageError(f"save at {position}, but the run went on from {self._origin}", hint="save later positions")
-        saved = write.save(writer, self._snapshot(position), {**self._job.about, "metrics": dict(metrics or {})}, self._previous())
+            raise UsageError(
+                f"save at {position}, but the run went on from {self._origin}", hint="save later positions"
+            )
+        saved = write.save(
+            writer, self._snapshot(position), {**self._job.about, "metrics": dict(metrics or {})}, self._previous()
+        )
         for warning in saved.warnings:
             self._tell(f"ms_resume: warning: {warning}")
         self._latest = saved.vote

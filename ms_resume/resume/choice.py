@@ -183,5 +183,3 @@ def _wait_for(path: Path, look: Callable[[], T], wait_s: float) -> T:
                     hint="check that this node mounts the same save directory, then start again",
                 ) from error
         time.sleep(0.5)
-
-

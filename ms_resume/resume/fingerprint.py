@@ -13,9 +13,11 @@ SECTIONS = ("rl_config", "actor_config", "ref_config", "generate_config", "rewar
 """Sections of MindRLHF's configuration whose keys decide what a step computes."""
 
 LEFT_OUT = frozenset(
-    "epochs load save tensorboard tensorboard_dir dataset_file tokenizer_dir save_strategy_dir save_ckpt_interval "
-    "save_max_ckpt_num save_ckpt_format load_ckpt_format save_prompt_completions_dir "
-    "save_prompt_completions_interval checkpoint_name model_config port".split()
+    (
+        "epochs load save tensorboard tensorboard_dir dataset_file tokenizer_dir save_strategy_dir "
+        "save_ckpt_interval save_max_ckpt_num save_ckpt_format load_ckpt_format save_prompt_completions_dir "
+        "save_prompt_completions_interval checkpoint_name model_config port"
+    ).split()
 )
 """Keys that a resumed run may change freely: how long it runs, where it reads and writes, and how often."""
 

@@ -25,9 +25,19 @@ class Settled:
     anew: tuple[str, ...]
 
     def apply(self, position: Position) -> None:
-        """Restores every component. One that starts anew and can `seek` is put at the position at least."""
+        """Restores every component. One that starts anew and can `seek` is put at the position at least.
+
+        Raises:
+            NamesMismatch: A component does not take its state. The nets are loaded; this process must not train.
+        """
         for name, state in self.states.items():
-            self.components[name].restore(state)
+            try:
+                self.components[name].restore(state)
+            except (KeyError, TypeError, ValueError) as error:
+                raise NamesMismatch(
+                    f"component {name}: cannot take its saved state: {error!r}",
+                    hint="run with the code and the configuration that saved it, or let it start anew (allow_missing)",
+                ) from error
         for name in self.anew:
             seek = getattr(self.components[name], "seek", None)
             if seek is not None:

@@ -112,7 +112,7 @@ def open_attempt(job: Job, loaded: Loaded, after: int) -> Writer:
 
 def previous_vote(job: Job, loaded: Loaded) -> Vote | None:
     """This rank's vote in the checkpoint it started from, when that lies in the save directory."""
-    same = loaded.mine is not None and loaded.choice.save.resolve() == job.save.resolve()
+    same = loaded.mine is not None and loaded.choice.save == job.save
     return loaded.mine.vote if same and loaded.mine else None
 
 
@@ -128,7 +128,7 @@ def _check_writable(save: Path) -> None:
 
 def _check_unused(job: Job, request: Request) -> None:
     """A directory with checkpoints is not begun anew by accident."""
-    same = request.resume and request.source.resolve() == job.save.resolve()
+    same = request.resume and request.source == job.save
     if same or request.allow_fresh_start or not job.save.exists():
         return
     found = survey.take(job.save)
@@ -203,16 +203,14 @@ def _origin(job: Job, loaded: Loaded) -> Origin | None:
     chosen = loaded.choice
     if chosen.position is None:
         return None
-    same = chosen.save.resolve() == job.save.resolve()
-    return Origin(chosen.position, chosen.attempt, None if same else str(chosen.save.resolve()))
+    same = chosen.save == job.save
+    return Origin(chosen.position, chosen.attempt, None if same else str(chosen.save))
 
 
 def _open_record(job: Job, origin: Origin | None, after: int) -> dict[str, Any]:
     atomic.make_dirs(job.save)
     surveyed = survey.take(job.save, steps_per_epoch=job.steps_per_epoch)
-    attempt = ownership.open_attempt(
-        surveyed, origin, job.group.world_size, after=after, label=job.settings.label
-    )
+    attempt = ownership.open_attempt(surveyed, origin, job.group.world_size, after=after, label=job.settings.label)
     return attempts.document(attempt)
 
 
@@ -220,4 +218,3 @@ def _take_place(writer: Writer, loaded: Loaded) -> None:
     if loaded.mine is not None:
         commit.record_meta(writer, loaded.mine.files)
     retention.sweep_temp_files(writer)
-

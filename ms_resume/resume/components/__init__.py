@@ -1,1 +1,1 @@
-"""Pieces of training state beside the tensors: each has a name, `state()`, and `restore()` (`ms_resume.state.Component`)."""
+"""Training state beside the tensors: each piece has a name, `state()`, and `restore()` (`state.Component`)."""

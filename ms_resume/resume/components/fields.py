@@ -7,7 +7,7 @@ from typing import Any
 
 
 class Fields:
-    """Saves and restores the attributes `fields` of `owner`: numbers, strings, booleans, None, and lists or dicts of these.
+    """Saves and restores attributes of `owner`: numbers, strings, booleans, None, and lists or dicts of these.
 
     Example:
         `Fields("loss_scale", scaler, "scale", "good_steps")`

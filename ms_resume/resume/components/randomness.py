@@ -1,4 +1,4 @@
-"""Every random source of the process that can be set back: Python, NumPy, MindSpore, and the trainer's own generators."""
+"""Every random source that can be set back: Python, NumPy, MindSpore, and the trainer's own generators."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Randomness:
     Args:
         generators: The trainer's own `numpy.random.Generator` objects, by the name they are saved under.
 
-    Not restored, because MindSpore gives no access to it: what operators inside `ms.jit` and `nn.Dropout` draw on a CPU.
+    Not restored, because MindSpore gives no access to it: what operators in `ms.jit` and `nn.Dropout` draw on a CPU.
     """
 
     name = "randomness"
@@ -59,7 +59,7 @@ class Randomness:
 
 
 def _plain(value: Any) -> Any:
-    """A bit generator's state as JSON: some kinds hold arrays, and 128-bit integers, which JSON keeps whole in Python."""
+    """A bit generator's state as JSON; some kinds hold arrays, and integers of 128 bits, which Python keeps whole."""
     if isinstance(value, Mapping):
         return {key: _plain(entry) for key, entry in value.items()}
     if hasattr(value, "tolist"):

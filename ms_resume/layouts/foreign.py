@@ -1,0 +1,42 @@
+"""Layouts known by sight and not read: a wrong directory gets its name for an answer, not "nothing found"."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Foreign:
+    """What a directory holds instead of a save directory, by what it was recognised, and what to do."""
+
+    layout: str
+    evidence: Path
+    advice: str
+
+
+_ABOVE = "give the directory above it: its optimizer directory is expected beside it"
+_NOT_READ = "give the directory that was --save_checkpoint_dir; checkpoints of this kind are not read by this version"
+_WEIGHTS_ONLY = "they hold no optimizer state: a run can start from such weights, not resume from them"
+
+_KINDS = (
+    ("MindRLHF's train directory without its optimizer", "rank_[0-9]*/policy_model_rank_*", _ABOVE),
+    ("MindRLHF 0.4.0 weights", "train/rank_[0-9]*/policy_model_epoch_*.ckpt", _WEIGHTS_ONLY),
+    ("MindFormers 2.0 checkpoints", "iteration_[0-9]*", _NOT_READ),
+    ("MindFormers 2.0 checkpoints", "checkpoint/iteration_[0-9]*", _NOT_READ),
+    ("MindFormers 1.0 checkpoints", "rank_[0-9]*/*_rank_[0-9]*.[cs]*", _NOT_READ),
+    ("MindFormers 1.0 checkpoints", "checkpoint/rank_[0-9]*/*_rank_[0-9]*.[cs]*", _NOT_READ),
+    ("MindFormers checkpoints saved by MindIO TTP", "ttp_saved_checkpoints-step_*", _NOT_READ),
+    ("Hugging Face Trainer checkpoints", "checkpoint-[0-9]*", _NOT_READ),
+    ("a Hugging Face Trainer checkpoint", "trainer_state.json", _NOT_READ),
+    ("a Hugging Face model", "model*.safetensors*", _WEIGHTS_ONLY),
+)
+"""(what it is, a glob pattern that tells, what to do); the narrower pattern stands above the wider one."""
+
+
+def recognise(directory: Path) -> Foreign | None:
+    """What `directory` holds, by names alone; None where nothing is known."""
+    for layout, pattern, advice in _KINDS:
+        if (evidence := next(directory.glob(pattern), None)) is not None:
+            return Foreign(layout, evidence.relative_to(directory), advice)
+    return None
