@@ -6,7 +6,7 @@ export VENV ?= $(CURDIR)/.venv
 RUN := PATH="$(VENV)/bin:$$PATH"
 SCRIPTS := .ci/run $(wildcard launch/*.sh scripts/*.sh)
 
-.PHONY: help setup demo test lint format clean distclean
+.PHONY: help setup demo kills test lint format clean distclean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -16,6 +16,9 @@ setup: ## .venv with MindSpore's CPU build; quick, and offline, once done
 
 demo: setup ## train, kill, resume, compare; BREAK=optimizer|rng|data|step leaves that out of the resume
 	$(RUN) python examples/grpo_arithmetic/demo.py $(if $(BREAK),--break "$(BREAK)")
+
+kills: setup ## the default run with five random SIGKILLs, compared with an undisturbed one; about 8 minutes
+	$(RUN) python examples/grpo_arithmetic/random_kills.py $(ARGS)
 
 test: setup ## the whole test suite; ARGS= goes to pytest
 	$(RUN) python -m pytest $(ARGS)

@@ -118,8 +118,8 @@ class Heartbeat:
     def stop(self) -> None:
         self._stopped.set()
         self._thread.join()
-        with contextlib.suppress(OSError):
-            self._path.unlink(missing_ok=True)
+        with contextlib.suppress(DiskError):  # a heartbeat left behind does not move
+            atomic.remove(self._path)
 
     def _run(self) -> None:
         beat = 0

@@ -10,11 +10,8 @@ of a step. Each kill is proven by what it left on disk and by what msrun saw.
 from __future__ import annotations
 
 import argparse
-import os
 import re
 import shutil
-import socket
-import subprocess
 import sys
 import time
 from dataclasses import dataclass
@@ -23,12 +20,12 @@ from pathlib import Path
 if __name__ == "__main__":  # The folder itself would shadow modules named `data` or `config` of others.
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from grpo_arithmetic import compare
+from grpo_arithmetic import compare, launching
+from grpo_arithmetic.launching import TOP, Launch
 from ms_resume import locate
 from ms_resume.ondisk import names
 from ms_resume.records import Located, Position
 
-TOP = Path(__file__).resolve().parents[2]
 _BANNER = ("ms_resume", "  attempt", "  passed", "  restored", "  starts anew", "  warning")
 BREAKS = ("optimizer", "rng", "data", "step")
 
@@ -48,31 +45,36 @@ class Kill:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is run, and where the kills fall. `base` is made once and shared."""
+    """What is run, and where the kills fall. `base` is made once and shared; `earlier` has it and run `a` already."""
 
     config: Path
     output: Path
     kills: tuple[Kill, ...]
     broken: str = ""
+    earlier: Path | None = None
 
     @property
     def base(self) -> Path:
-        return self.output / "base"
+        return (self.earlier or self.output) / "base"
+
+    @property
+    def undisturbed(self) -> Path:
+        return (self.earlier or self.output) / "a"
 
 
 def main(arguments: list[str]) -> int:
     args = _parse(arguments)
     kills = (Kill(1, "save", Position.parse(args.kill_save)), Kill(0, "update", Position.parse(args.kill_step)))
-    plan = Plan(args.config, args.output, kills, args.broken or "")
+    plan = Plan(args.config, args.output, kills, args.broken or "", args.reuse)
     began = time.monotonic()
     shutil.rmtree(plan.output, ignore_errors=True)
     plan.output.mkdir(parents=True)
-    undisturbed, disturbed = plan.output / "a", plan.output / "b"
-    _launch(plan, undisturbed, "run a, undisturbed")
-    _disturb(plan, disturbed)
-    result = compare.runs(undisturbed, disturbed)
+    if plan.earlier is None:
+        _launch(plan, plan.undisturbed, "run a, undisturbed")
+    _disturb(plan, plan.output / "b")
+    result = compare.runs(plan.undisturbed, plan.output / "b")
     print(compare.table(result))
-    _say(f"{2 + len(kills)} launches, {time.monotonic() - began:.0f} s in all")
+    _say(f"{len(list(plan.output.glob('*-*.txt')))} launches, {time.monotonic() - began:.0f} s in all")
     verdict = "yes" if result.equal else "no"
     print(
         f"resumed run equals uninterrupted run: {verdict} ({result.tensors} tensors, {result.differ} differ)",
@@ -87,20 +89,20 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, default=TOP / "output/demo", help="removed first")
     parser.add_argument("--kill_save", default="0_15", metavar="E_S", help="the save that rank 1 dies in")
     parser.add_argument("--kill_step", default="1_7", metavar="E_S", help="the step that rank 0 dies in")
+    parser.add_argument("--reuse", type=Path, metavar="DIR", help="the output of an earlier demo, for its run a")
     parser.add_argument("--break", dest="broken", choices=BREAKS, help="leave this out of each resume")
     return parser.parse_args(arguments)
 
 
 def _disturb(plan: Plan, save: Path) -> None:
     for number, kill in enumerate(plan.kills):
-        flags = ["--resume_training"] if number else []
         title = f"run b, {'resumed' if number else 'from the start'}, rank {kill.rank} to die in {kill.phase} {kill.at}"
-        log = _launch(plan, save, title, flags, kill)
+        log = _launch(plan, save, title, resume=number > 0, kill=kill)
         _prove(save, kill, log)
-    _launch(plan, save, "run b, resumed, to the end", ["--resume_training"])
+    _launch(plan, save, "run b, resumed, to the end", resume=True)
 
 
-def _launch(plan: Plan, save: Path, title: str, flags: list[str] | None = None, kill: Kill | None = None) -> Path:
+def _launch(plan: Plan, save: Path, title: str, *, resume: bool = False, kill: Kill | None = None) -> Path:
     """Runs the launch script to its end and shows the steps as they come; all that it prints goes to a log.
 
     Raises:
@@ -109,43 +111,18 @@ def _launch(plan: Plan, save: Path, title: str, flags: list[str] | None = None, 
     _say(title)
     began = time.monotonic()
     log = plan.output / f"{save.name}-{sum(1 for _ in plan.output.glob(f'{save.name}-*.txt')) + 1}.txt"
-    environment = _environment(plan, save, kill, resumed=bool(flags))
-    command = [str(TOP / "launch/run_grpo.sh"), *(flags or [])]
-    with (
-        log.open("w") as sink,
-        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as job,
-    ):
-        assert job.stdout is not None
-        for line in job.stdout:
-            sink.write(line)
-            _show(line)
-    _say(f"    ended with {job.returncode} after {time.monotonic() - began:.0f} s, log {log.relative_to(plan.output)}")
-    if (job.returncode == 0) != (kill is None):
+    launch = Launch(save, plan.config, plan.base, log, resume=resume)
+    code = launching.run(launch, _harm(plan, kill, resumed=launch.resume), _show)
+    _say(f"    ended with {code} after {time.monotonic() - began:.0f} s, log {log.relative_to(plan.output)}")
+    if (code == 0) != (kill is None):
         tail = "".join(log.read_text().splitlines(keepends=True)[-20:])
-        raise SystemExit(f"demo: expected {'a killed rank' if kill else 'exit 0'}, got {job.returncode}\n{tail}")
+        raise SystemExit(f"demo: expected {'a killed rank' if kill else 'exit 0'}, got {code}\n{tail}")
     return log
 
 
-def _environment(plan: Plan, save: Path, kill: Kill | None, *, resumed: bool) -> dict[str, str]:
-    set_here = {
-        "SAVE_DIR": str(save),
-        "CONFIG": str(plan.config),
-        "BASE_MODEL": str(plan.base),
-        "MASTER_PORT": str(_free_port()),
-        "GLOG_v": os.environ.get("GLOG_v", "3"),  # noqa: SIM112  # its name; warnings would bury the run's lines
-        "MS_NODE_TIMEOUT": "5",  # msrun otherwise waits 30 s for a rank that is dead
-    }
-    if kill is not None:
-        set_here["GRPO_KILL"] = kill.order
-    if resumed and plan.broken:
-        set_here["GRPO_BREAK"] = plan.broken
-    return {**os.environ, **set_here}
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def _harm(plan: Plan, kill: Kill | None, *, resumed: bool) -> dict[str, str]:
+    order = {"GRPO_KILL": kill.order} if kill else {}
+    return order | ({"GRPO_BREAK": plan.broken} if resumed and plan.broken else {})
 
 
 def _show(line: str) -> None:

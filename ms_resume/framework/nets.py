@@ -1,8 +1,8 @@
 """A MindSpore net or optimizer as `state.Tensors`: read without a copy where the device allows, placed in place.
 
 After the first compiled step `Parameter.set_data`, `assign_value`, and `load_param_into_net` detach a parameter: it
-shows the loaded values while training goes on with the old ones. `Parameter.copy_` writes into the buffer that training uses,
-but broadcasts and casts without a word, so shape and dtype are checked before it (tried on MindSpore 2.7.1 to 2.10.0).
+shows the loaded values while training goes on with the old ones. `Parameter.copy_` writes into the buffer that training
+uses, but broadcasts and casts without a word, so shape and dtype are checked before it (tried on 2.7.1 to 2.10.0).
 """
 
 from __future__ import annotations

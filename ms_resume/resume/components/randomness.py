@@ -19,6 +19,7 @@ class Randomness:
     Args:
         generators: The trainer's own `numpy.random.Generator` objects, by the name they are saved under.
 
+    MindSpore's operators repeat only in a run that called `mindspore.set_seed`; without it they draw from the clock.
     Not restored, because MindSpore gives no access to it: what operators in `ms.jit` and `nn.Dropout` draw on a CPU.
     """
 

@@ -1,0 +1,118 @@
+"""Trains undisturbed, trains again while random workers die at random times, and compares both runs bit for bit.
+
+    python examples/grpo_arithmetic/random_kills.py --kills 5       ends in `yes` and exit 0, or in `no` and exit 1
+
+The kills come from outside: SIGKILL to a worker of msrun, some time after the first step of each launch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import shutil
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+if __name__ == "__main__":  # The folder itself would shadow modules named `data` or `config` of others.
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from grpo_arithmetic import compare, launching
+from grpo_arithmetic.launching import TOP, Launch
+from ms_resume import locate
+
+
+class Killer:
+    """Kills one random worker of one launch, `longest_s` at most after its first step."""
+
+    def __init__(self, save: Path, chance: random.Random, longest_s: float) -> None:
+        self.struck = ""
+        self._save, self._chance, self._wait_s = save, chance, chance.uniform(0, longest_s)
+        self._thread: threading.Thread | None = None
+
+    def hear(self, line: str) -> None:
+        if line.startswith("epoch ") and self._thread is None:
+            self._thread = threading.Thread(target=self._strike)
+            self._thread.start()
+
+    def wait(self) -> None:
+        if self._thread is not None:
+            self._thread.join()
+
+    def _strike(self) -> None:
+        time.sleep(self._wait_s)
+        victims = workers_of(self._save)
+        if victims:
+            pid = self._chance.choice(victims)
+            os.kill(pid, signal.SIGKILL)
+            self.struck = f"worker {pid} of {len(victims)} killed {self._wait_s:.1f} s after the first step"
+
+
+def workers_of(save: Path) -> list[int]:
+    """The pids of the trainer's ranks that write to `save`; msrun's scheduler runs the same command in another role."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            command = (entry / "cmdline").read_bytes().split(b"\0") if entry.name.isdigit() else []
+            variables = (entry / "environ").read_bytes() if command else b""
+        except OSError:
+            continue  # ended in between
+        if str(save).encode() in command and b"MS_ROLE=MS_WORKER" in variables:
+            found.append(int(entry.name))
+    return sorted(found)
+
+
+def main(arguments: list[str]) -> int:
+    args = _parse(arguments)
+    shutil.rmtree(args.output, ignore_errors=True)
+    args.output.mkdir(parents=True)
+    earlier = args.reuse or args.output
+    undisturbed, disturbed, base = earlier / "a", args.output / "b", earlier / "base"
+    if args.reuse is None:
+        _train(Launch(undisturbed, args.config, base, args.output / "a.txt"), "undisturbed")
+    chance = random.Random(args.seed)
+    print(f"seed {args.seed}", flush=True)
+    for number in range(args.kills + 1):
+        launch = Launch(disturbed, args.config, base, args.output / f"b-{number}.txt", resume=_whole(disturbed))
+        killer = Killer(disturbed, chance, args.longest) if number < args.kills else None
+        _train(launch, f"launch {number + 1}{', resumed' if launch.resume else ''}", killer)
+    result = compare.runs(undisturbed, disturbed)
+    print(compare.table(result))
+    counted = f"{'yes' if result.equal else 'no'} ({result.tensors} tensors, {result.differ} differ)"
+    print(f"run with {args.kills} kills equals uninterrupted run: {counted}", flush=True)
+    return 0 if result.equal else 1
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Kill random workers at random times, resume, and compare.")
+    parser.add_argument("--config", type=Path, default=TOP / "examples/grpo_arithmetic/config.yaml")
+    parser.add_argument("--output", type=Path, default=TOP / "output/random_kills", help="removed first")
+    parser.add_argument("--reuse", type=Path, metavar="DIR", help="an earlier output, for its run a and base model")
+    parser.add_argument("--kills", type=int, default=5)
+    parser.add_argument("--longest", type=float, default=20.0, metavar="S", help="seconds from first step to kill")
+    parser.add_argument("--seed", type=int, default=int(time.strftime("%Y%m%d")))
+    return parser.parse_args(arguments)
+
+
+def _train(launch: Launch, title: str, killer: Killer | None = None) -> None:
+    """Raises SystemExit where a launch that nobody killed ends badly, or a kill was due and none struck."""
+    began = time.monotonic()
+    code = launching.run(launch, {}, killer.hear if killer else lambda line: None)
+    if killer:
+        killer.wait()
+    struck = killer.struck if killer else "left alone"
+    print(f"{title}: {struck}; exit {code} after {time.monotonic() - began:.0f} s", flush=True)
+    if (killer is None and code) or (killer is not None and not killer.struck):
+        tail = "".join(launch.log.read_text().splitlines(keepends=True)[-20:])
+        raise SystemExit(f"random_kills: not as planned, see {launch.log}\n{tail}")
+
+
+def _whole(save: Path) -> bool:
+    return save.is_dir() and locate.latest(save).checkpoint is not None
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
