@@ -16,11 +16,16 @@ class Foreign:
 
 
 _ABOVE = "give the directory above it: its optimizer directory is expected beside it"
+_PART = "give the directory above it"
 _NOT_READ = "give the directory that was --save_checkpoint_dir; checkpoints of this kind are not read by this version"
 _WEIGHTS_ONLY = "they hold no optimizer state: a run can start from such weights, not resume from them"
 
 _KINDS = (
     ("MindRLHF's train directory without its optimizer", "rank_[0-9]*/policy_model_rank_*", _ABOVE),
+    ("only the optimizer directory of a save directory", "rank_[0-9]*/optimizer_rank_*", _PART),
+    ("only the ref directory of a save directory", "rank_[0-9]*/ref_rank_*", _PART),
+    ("only the state directory of a save directory", "rank_[0-9]*/state_rank_*", _PART),
+    ("the files of one rank", "*_rank_[0-9]*-[0-9]*_[0-9]*.[cs]*", "give the directory two above it"),
     ("MindRLHF 0.4.0 weights", "train/rank_[0-9]*/policy_model_epoch_*.ckpt", _WEIGHTS_ONLY),
     ("MindFormers 2.0 checkpoints", "iteration_[0-9]*", _NOT_READ),
     ("MindFormers 2.0 checkpoints", "checkpoint/iteration_[0-9]*", _NOT_READ),

@@ -42,13 +42,22 @@ def decode(path: Path, content: bytes) -> Vote:
 
 def _vote(document: Mapping[str, Any]) -> Vote:
     known = {key: document[key] for key in Vote.__slots__ if key in document and key not in ("position", "files")}
-    files = tuple(Payload(f["role"], f["path"], int(f["bytes"]), f["digest"], f["attempt"]) for f in document["files"])
-    vote = Vote(position=Position(int(document["epoch"]), int(document["step"])), files=files, **known)
-    if not all(type(number) is int for number in (vote.rank, vote.world_size, vote.global_step, vote.steps_per_epoch)):
-        raise TypeError("rank, world_size, global_step and steps_per_epoch must be whole numbers")
-    if type(vote.attempt) is not str or vote.world_size < 1:
-        raise ValueError(f"attempt {vote.attempt!r}, world size {vote.world_size}")
+    for key in ("epoch", "step", "rank", "world_size", "global_step", "steps_per_epoch"):
+        if type(document[key]) is not int:
+            raise TypeError(f"{key} {document[key]!r} is no whole number")
+    files = tuple(_payload(file) for file in document["files"])
+    vote = Vote(position=Position(document["epoch"], document["step"]), files=files, **known)
+    if type(vote.attempt) is not str or vote.world_size < 1 or not files:
+        raise ValueError(f"attempt {vote.attempt!r}, world size {vote.world_size}, {len(files)} files")
     return vote
+
+
+def _payload(file: Mapping[str, Any]) -> Payload:
+    words = [file[key] for key in ("role", "path", "digest", "attempt")]
+    if type(file["bytes"]) is not int or not all(type(word) is str for word in words):
+        raise TypeError(f"a file {file!r}")
+    role, path, digest, attempt = words
+    return Payload(role, path, file["bytes"], digest, attempt)
 
 
 def _check_place(path: Path, vote: Vote) -> None:

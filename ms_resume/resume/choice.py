@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from ms_resume import locate, verify
 from ms_resume.errors import Disagreement, NothingToResume, UsageError
 from ms_resume.framework.group import Group
-from ms_resume.layouts import survey
+from ms_resume.layouts import foreign, survey
 from ms_resume.ondisk import mounts, names, payload, votes
 from ms_resume.records import Checkpoint, Located, Position, Rejection, Vote
 from ms_resume.resume import agree
@@ -62,8 +62,18 @@ def choose(save: Path, ref_dir: Path | None, steps_per_epoch: int, excluded: Seq
     if located.checkpoint is None:
         if excluded or not locate.never_whole(survey.take(save, ref_dir)):
             raise nothing(located)
+        _check_foreign(save)
         return Choice(save, None, rejected=located.rejected, warnings=located.warnings)
     return _choice(located, located.checkpoint)
+
+
+def _check_foreign(save: Path) -> None:
+    """A fresh start beside checkpoints that this version does not read would be taken for a resume."""
+    if found := foreign.recognise(save):
+        raise UsageError(
+            f"{save}: holds {found.layout} ({found.evidence}), expected what MindRLHF or ms_resume saved there",
+            hint=found.advice,
+        )
 
 
 def nothing(located: Located) -> NothingToResume:

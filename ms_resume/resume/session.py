@@ -15,7 +15,7 @@ from ms_resume import commit, load, locate, ownership, retention
 from ms_resume.errors import Damaged, DirectoryNotEmpty, DiskError, LayoutMismatch, NothingToResume
 from ms_resume.framework import nets
 from ms_resume.framework.group import Group
-from ms_resume.layouts import survey
+from ms_resume.layouts import foreign, survey
 from ms_resume.load.source import Source
 from ms_resume.ondisk import atomic, attempts
 from ms_resume.records import Origin, Position, Rejection, Vote, Writer
@@ -131,12 +131,12 @@ def _check_unused(job: Job, request: Request) -> None:
     same = request.resume and request.source == job.save
     if same or request.allow_fresh_start or not job.save.exists():
         return
-    found = survey.take(job.save)
-    if locate.never_whole(found):
+    found, other = survey.take(job.save), foreign.recognise(job.save)
+    if other is None and locate.never_whole(found):
         return
-    positions = ", ".join(str(position) for position in found.positions[:5])
+    held = other.layout if other else f"checkpoints ({', '.join(str(p) for p in found.positions[:5])})"
     raise DirectoryNotEmpty(
-        f"{job.save}: holds checkpoints ({positions}), and this start would not go on from them",
+        f"{job.save}: holds {held}, and this start would not go on from them",
         hint="--resume_training goes on; --allow_fresh_start begins anew beside them; or give another directory",
     )
 

@@ -8,12 +8,15 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from ms_resume import commit, ownership
-from ms_resume.ondisk import names
+from ms_resume.errors import DiskError, MsResumeError
+from ms_resume.ondisk import atomic, names
 from ms_resume.records import Payload, Position, Vote, Writer
 from ms_resume.state import HostTensor
 from ms_resume.write import files
@@ -59,7 +62,7 @@ def save(writer: Writer, snapshot: Snapshot, about: Mapping[str, Any], previous:
     due = {role: tensors for role, tensors in snapshot.roles.items() if role != "ref" or reference is None}
     paths = {role: files.path_of(writer, snapshot, role) for role in due}
     commit.retract(writer, snapshot.position, paths.values())
-    written = [files.write(writer, snapshot, role, paths[role]) for role in due]
+    written = _write_all(writer, snapshot, paths)
     if reference is not None and not commit.in_place(writer.save, reference):
         written.append(files.write(writer, snapshot, "ref", files.path_of(writer, snapshot, "ref")))
         reference = None
@@ -67,6 +70,20 @@ def save(writer: Writer, snapshot: Snapshot, about: Mapping[str, Any], previous:
     vote = _vote(writer, snapshot, named, about)
     commit.cast(writer, vote)
     return Saved(vote, True, sum(file.bytes for file in written), tuple(_record_meta(writer, vote)))
+
+
+def _write_all(writer: Writer, snapshot: Snapshot, paths: Mapping[str, Path]) -> list[Payload]:
+    """All or none: retention runs after a save that worked, so what did fit would keep a full disk full."""
+    written: list[Payload] = []
+    try:
+        for role, path in paths.items():
+            written.append(files.write(writer, snapshot, role, path))
+    except DiskError:
+        with contextlib.suppress(MsResumeError):  # the error that brought us here is the one to report
+            ownership.assert_owner(writer)
+            atomic.remove(*(writer.save / file.path for file in written))
+        raise
+    return written
 
 
 def _vote(writer: Writer, snapshot: Snapshot, named: list[Payload], about: Mapping[str, Any]) -> Vote:

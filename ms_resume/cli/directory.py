@@ -1,0 +1,65 @@
+"""The SAVE that a person typed: which directory it means, and what is there where it holds no checkpoint."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ms_resume.errors import MsResumeError, NothingToResume, UsageError
+from ms_resume.layouts import foreign
+from ms_resume.ondisk import names
+from ms_resume.records import Rejection
+
+_BESIDE_TRAIN = ("optimizer", "ref", "commits")
+
+
+def find(text: str) -> Path:
+    """The save directory that `text` means: `SAVE/train`, as MindRLHF wants it, is taken for SAVE."""
+    save = Path(text)
+    here = Path(os.path.abspath(save))
+    beside = any((here.parent / name).is_dir() for name in _BESIDE_TRAIN)
+    if here.name != names.DIRECTORIES["policy"] or (here / here.name).is_dir() or not beside:
+        return save
+    above = save.parent if save.name == here.name else here.parent
+    print(f"ms-resume: {save} is the train directory of {above}: looking at {above}", file=sys.stderr)
+    return above
+
+
+def optional(text: str | None) -> Path | None:
+    """Raises UsageError where there is no such directory: a misspelt one must not read as "no reference"."""
+    if text is None or Path(text).is_dir():
+        return None if text is None else Path(text)
+    what = "is a file" if Path(text).exists() else "does not exist"
+    raise UsageError(
+        f"{text}: {what}, expected the directory of the reference (rank_0/, rank_1/, ...)",
+        hint="check --ref-dir",
+    )
+
+
+def nothing(save: Path, rejected: Sequence[Rejection], /, **fields: Any) -> MsResumeError:
+    """Why there is no whole checkpoint in `save`: none of the positions is, or there are none."""
+    if rejected:
+        return NothingToResume(
+            f"{save}: no whole checkpoint among {len(rejected)} positions, newest is {rejected[0].position} "
+            f"({rejected[0].reason})",
+            hint="a trainer begins anew only with --allow_fresh_start, which leaves these files as they are",
+            **fields,
+        )
+    if (seen := foreign.recognise(save)) is not None:
+        return UsageError(
+            f"{save}: holds {seen.layout} ({seen.evidence}), expected a save directory of ms_resume or "
+            "MindRLHF, with train/, optimizer/ and ref/",
+            hint=seen.advice,
+            path=str(save),
+        )
+    found = sorted(os.listdir(save))
+    held = ", ".join(found[:5]) + (", ..." if len(found) > 5 else "")
+    said = f"has no checkpoint in it (it holds {held})" if found else "is empty"
+    return NothingToResume(
+        f"{save}: {said}, expected train/rank_R/policy_model_rank_R-E_S.safetensors and its like",
+        hint="check the path; a run that has not saved yet has nothing to resume",
+        **fields,
+    )

@@ -1,0 +1,51 @@
+"""What people read: tables, sizes, warnings. Scripts read `--json`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+
+_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
+
+
+def show(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Prints a table to standard output: the last column folded on a terminal, else a line a row."""
+    table = [columns, *rows]
+    if sys.stdout.isatty():
+        _show_folded(table)
+        return
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for row in table:
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        print("  ".join(cells).rstrip())
+
+
+def _show_folded(table: Sequence[Sequence[str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    folded = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for column in table[0]:
+        folded.add_column(column, no_wrap=column is not table[0][-1], overflow="fold")
+    for row in table[1:]:
+        folded.add_row(*row)
+    Console(markup=False, emoji=False, highlight=False).print(folded)
+
+
+def size(size_bytes: int) -> str:
+    """`1536` as `1.5 KiB`."""
+    value, unit = float(size_bytes), 0
+    while value >= 1024 and unit < len(_UNITS) - 1:
+        value, unit = value / 1024, unit + 1
+    return f"{value:.1f} {_UNITS[unit]}" if unit else f"{size_bytes} B"
+
+
+def ranks(numbers: Sequence[int]) -> str:
+    """The first few, and how many there are."""
+    listed = ", ".join(map(str, numbers[:8]))
+    return f"{listed}, ... ({len(numbers)})" if len(numbers) > 8 else listed
+
+
+def warn(warnings: Iterable[str]) -> None:
+    for warning in warnings:
+        print(f"ms-resume: warning: {warning}", file=sys.stderr)

@@ -1,0 +1,228 @@
+"""Verify finds what is not as it was saved, and says which file, rank, role, and tensor."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import own_trees
+import pytest
+import stock_trees
+from runs import tiny_run
+
+from ms_resume import locate, verify
+from ms_resume.ondisk import payload
+from ms_resume.records import Checkpoint
+from ms_resume.settings import Settings
+from ms_resume.verify import Finding
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    save = tmp_path_factory.mktemp("finished") / "save"
+    tiny_run(save).ok()
+    return save
+
+
+@pytest.fixture
+def save(finished: Path, tmp_path: Path) -> Path:
+    """A finished run of two ranks, whole at 0_5 and 1_0."""
+    return Path(shutil.copytree(finished, tmp_path / "save", symlinks=True))
+
+
+def newest(save: Path) -> Checkpoint:
+    checkpoint = locate.latest(save).checkpoint
+    assert checkpoint is not None
+    return checkpoint
+
+
+def findings(save: Path, *, deep: bool = False) -> list[tuple[int, str, str]]:
+    """(rank, role, tensor) of each."""
+    return [(f.rank, f.role, f.tensor) for f in verify.check(newest(save), deep=deep)]
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_a_whole_one_has_no_findings(save: Path, deep: bool) -> None:
+    """Headers, or every byte."""
+    assert verify.check(newest(save), deep=deep) == []
+
+
+@pytest.mark.parametrize("role", ["policy", "optimizer", "ref", "state"])
+def test_a_flipped_bit_is_found_by_a_deep_check(save: Path, role: str) -> None:
+    """Its tensor is named; headers alone do not show it."""
+    path = newest(save).of_rank(1)[role]
+    name = next(name for name in payload.read_header(path).tensors if not name.endswith("_num"))
+    own_trees.flip_tensor(path, name)
+
+    assert findings(save) == []
+    assert findings(save, deep=True) == [(1, role, name)]
+
+
+def test_every_damaged_file_is_reported(save: Path) -> None:
+    """One bad file does not hide the next."""
+    for rank, role in ((0, "policy"), (1, "optimizer")):
+        own_trees.flip_tensor(own_trees.payload_path(save, "1_0", rank, role), "w")
+
+    assert findings(save, deep=True) == [(0, "policy", "w"), (1, "optimizer", "w")]
+
+
+def test_a_position_tensor_is_checked_without_deep(save: Path) -> None:
+    """The 0-d tensors are read anyway."""
+    own_trees.flip_tensor(own_trees.payload_path(save, "1_0", 0, "policy"), "epoch_num")
+
+    assert findings(save) == [(0, "policy", "epoch_num")]
+
+
+def test_another_header_than_the_vote_names(save: Path) -> None:
+    """One byte of the padding is enough: the header block is what the vote's digest covers."""
+    path = own_trees.payload_path(save, "1_0", 1, "optimizer")
+    path.write_bytes(path.read_bytes()[:4000] + b"\t" + path.read_bytes()[4001:])
+
+    [finding] = verify.check(newest(save))
+
+    assert (finding.rank, finding.role) == (1, "optimizer")
+    assert "its header has digest" in finding.reason
+    assert payload.read_header(path).tensors  # which says nothing of it
+
+
+def test_a_vote_that_names_another_digest(save: Path) -> None:
+    """Every file of the vote that disagrees is found, whoever is wrong."""
+    own_trees.edit_vote(save, "1_0", 0, lambda vote: vote["files"][1].update(digest="0" * 32))
+
+    assert findings(save) == [(0, "optimizer", "")]
+
+
+def test_a_payload_of_the_same_size_from_another_position(save: Path) -> None:
+    """A file copied over another: its size is right, its header is not."""
+    shutil.copyfile(own_trees.payload_path(save, "0_5", 0, "policy"), own_trees.payload_path(save, "1_0", 0, "policy"))
+
+    assert findings(save) == [(0, "policy", "")]
+
+
+@pytest.mark.parametrize(
+    ("mark", "scalars", "said"),
+    [
+        ({"position": (0, 5)}, {}, "its positions differ: name 1_0, header 0_5, tensors 1_0"),
+        ({}, {"epoch_num": 7}, "its positions differ: name 1_0, header 1_0, tensors 7_0"),
+        ({"attempt": "000009-0123456789abcdef"}, {}, "is the policy of attempt 000009-0123456789abcdef"),
+        ({"role": "ref"}, {}, "is the ref of attempt"),
+    ],
+)
+def test_a_header_and_a_vote_that_tell_different_stories(
+    mark: dict[str, object], scalars: dict[str, int], said: str, save: Path
+) -> None:
+    """All digests hold, and still the file is not what it should be; the message gives every version."""
+    from ms_resume.records import Position
+
+    if isinstance(at := mark.get("position"), tuple):
+        mark = {**mark, "position": Position(*at)}
+    own_trees.forge(save, "1_0", 0, "policy", mark=mark, scalars=scalars)
+
+    [finding] = verify.check(newest(save), deep=True)
+
+    assert said in finding.reason
+
+
+def test_a_file_without_our_mark_is_not_the_voted_one(save: Path) -> None:
+    """A stock file of the same size and name in the place of ours."""
+    path = own_trees.payload_path(save, "1_0", 0, "policy")
+    path.unlink()
+    stock_trees.add(save, "policy", [0], (1, 0))
+    own_trees.edit_vote(save, "1_0", 0, lambda vote: vote["files"][0].update(bytes=path.stat().st_size))
+
+    [finding] = verify.check(newest(save))
+
+    assert "has no ms_resume mark, the vote names it as ours" in finding.reason
+
+
+def test_a_file_that_cannot_be_read_is_a_finding(save: Path) -> None:
+    """It went away after it was located."""
+    checkpoint = newest(save)
+    path = own_trees.payload_path(save, "1_0", 1, "state")
+    path.unlink()
+
+    assert verify.check(checkpoint) == [Finding(str(path), 1, "state", f"{path}: No such file or directory")]
+
+
+def test_progress_comes_to_the_bytes_of_all_tensors(save: Path) -> None:
+    """What a bar would show: the data parts of all files."""
+    counted: list[int] = []
+    checkpoint = newest(save)
+
+    verify.check(checkpoint, deep=True, progress=counted.append)
+
+    headers = [payload.read_header(file.path) for file in checkpoint.files]
+    assert sum(counted) == sum(header.file_bytes - header.data_start for header in headers)
+
+
+def test_findings_become_one_reason(save: Path) -> None:
+    """The first, how many more, and all ranks."""
+    checkpoint = newest(save)
+    some = [
+        Finding("a", 1, "policy", "a: bad"),
+        Finding("b", 0, "ref", "b: bad"),
+        Finding("c", 1, "ref", "c: bad"),
+    ]
+
+    rejection = verify.rejection(checkpoint, some)
+
+    assert rejection is not None
+    assert (rejection.reason, rejection.ranks, rejection.kind) == ("a: bad (and 2 more)", (0, 1), "damaged")
+    assert verify.rejection(checkpoint, []) is None
+
+
+class TestCkpt:
+    """Payloads on request in MindSpore's own format: their digest is that of the whole file."""
+
+    @pytest.fixture
+    def save(self, tmp_path: Path) -> Path:
+        settings = Settings(save_format="ckpt", keep_last=0, heartbeat_s=0)
+        tiny_run(tmp_path / "save", settings=settings).ok()
+        return tmp_path / "save"
+
+    def test_whole(self, save: Path) -> None:
+        """Policy and optimizer are `.ckpt`, state never is."""
+        suffixes = {role: path.suffix for role, path in newest(save).of_rank(0).items()}
+
+        assert suffixes == {"policy": ".ckpt", "optimizer": ".ckpt", "ref": ".ckpt", "state": ".safetensors"}
+        assert findings(save, deep=True) == []
+
+    def test_a_flipped_bit(self, save: Path) -> None:
+        """In the last byte of a tensor, before the CRC: only the digest shows it."""
+        own_trees.flip(newest(save).of_rank(1)["policy"], -18)
+
+        assert findings(save) == []
+        assert findings(save, deep=True) == [(1, "policy", "")]
+
+
+class TestStock:
+    """Stock files carry no digest: what stands twice is compared."""
+
+    @pytest.fixture
+    def save(self, tmp_path: Path) -> Path:
+        stock_trees.f1(tmp_path / "save")
+        return tmp_path / "save"
+
+    @pytest.mark.parametrize("deep", [False, True])
+    def test_whole(self, save: Path, deep: bool) -> None:
+        """Policy and optimizer hold the same weights."""
+        assert verify.check(newest(save), deep=deep) == []
+
+    def test_weights_of_two_generations(self, save: Path) -> None:
+        """The optimizer file of 5 under the name of 10: its weights are not the policy's."""
+        for rank in (0, 1):
+            path = stock_trees.payload_path(save, "optimizer", rank, (0, 10))
+            path.unlink()
+            stock_trees.payload_path(save, "optimizer", rank, (0, 5)).rename(path)
+
+        assert findings(save) == []
+        assert findings(save, deep=True) == [(0, "optimizer", "model.norm"), (1, "optimizer", "model.norm")]
+
+    def test_a_cut_file(self, save: Path) -> None:
+        """Found by its header."""
+        checkpoint = newest(save)
+        path = stock_trees.payload_path(save, "ref", 1, (0, 10))
+        path.chmod(0o600)
+        path.write_bytes(path.read_bytes()[:-1])
+
+        assert [(f.rank, f.role) for f in verify.check(checkpoint)] == [(1, "ref")]

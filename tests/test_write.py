@@ -1,0 +1,371 @@
+"""A save, and every way to die or fail in it: what was there stays, bit for bit, and the next save works."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import savers
+from faults import DIED, Faults, forked, points
+from runs import ThreadGroup, TinyRank, run_ranks
+
+import ms_resume
+from ms_resume import locate, verify
+from ms_resume.errors import DiskError
+from ms_resume.ondisk import ckpt, names, payload
+from ms_resume.records import Position
+from ms_resume.state import Arrays
+
+SETTINGS = ms_resume.Settings(keep_last=2, heartbeat_s=0)
+State = dict[str, bytes]
+
+
+@pytest.fixture
+def fast_dir(tmp_path: Path) -> Iterator[Path]:
+    """A directory in memory where there is one: thousands of saves are made below, and a disk syncs each."""
+    memory = Path("/dev/shm")
+    made = Path(tempfile.mkdtemp(dir=memory)) if os.access(memory, os.W_OK) else tmp_path
+    yield made
+    shutil.rmtree(made, ignore_errors=True)
+
+
+@dataclass
+class Case:
+    """A directory with 0_2 and 0_4, and a job that is about to save 0_6."""
+
+    save: Path
+    ranks: list[TinyRank]
+    expected: dict[str, list[State]]
+
+    def save_all(self) -> None:
+        """One rank after the other, in one thread: the order of operations is always the same."""
+        for rank in self.ranks:
+            assert rank.checkpointer is not None
+            rank.checkpointer.save(0, 6)
+        for rank in self.ranks:
+            assert rank.checkpointer is not None
+            rank.checkpointer._tidy()
+
+
+def started(save: Path, world_size: int, *, resume: bool, take_over: bool = False) -> list[TinyRank]:
+    def rank_main(group: ThreadGroup) -> TinyRank:
+        me = TinyRank(group.rank)
+        me.checkpointer = ms_resume.Checkpointer(
+            save,
+            policy=me.policy,
+            optimizer=me.optimizer,
+            ref=me.ref,
+            components=me.components(),
+            steps_per_epoch=100,
+            settings=SETTINGS,
+            group=group,
+            say=me.said.append,
+        )
+        me.start = me.checkpointer.start(resume=resume, take_over=take_over)
+        return me
+
+    return run_ranks(world_size, rank_main).ok()
+
+
+def state(rank: TinyRank) -> State:
+    arrays = {
+        f"{role}.{name}": array
+        for role in ("policy", "optimizer", "ref")
+        for name, array in getattr(rank, role).items()
+    }
+    rest = {"rng": repr(rank.rng.bit_generator.state).encode(), "scale": repr(rank.scale.value).encode()}
+    return {name: array.tobytes() for name, array in arrays.items()} | rest
+
+
+def train(ranks: list[TinyRank], *, new_reference: bool = False) -> list[State]:
+    for rank in ranks:
+        rank.train_one_step()
+        rank.ref["w"] += new_reference
+    return [state(rank) for rank in ranks]
+
+
+def latest(save: Path) -> str:
+    found = locate.latest(save).checkpoint
+    return str(found.position) if found else "none"
+
+
+def prepare(save: Path, world_size: int, *, new_reference: bool, again: bool) -> Case:
+    """`again`: 0_6 stands there already, torn and left behind, so that its place has to be cleared first."""
+    ranks = started(save, world_size, resume=False)
+    expected = {}
+    for step in (2, 4, 6) if again else (2, 4):
+        expected[f"0_{step}"] = train(ranks)
+        for rank in ranks:
+            rank.checkpointer.save(0, step)  # type: ignore[union-attr]
+    if again:
+        names.payload(save, "state", world_size - 1, Position(0, 6)).unlink()
+        ranks = started(save, world_size, resume=True)
+    expected["0_6"] = train(ranks, new_reference=new_reference)
+    return Case(save, ranks, expected)
+
+
+@contextmanager
+def put_back(save: Path) -> Iterator[None]:
+    """Afterwards `save` is as it was."""
+    kept = save.with_name("kept")
+    shutil.copytree(save, kept, symlinks=True)
+    try:
+        yield
+    finally:
+        shutil.rmtree(save)
+        kept.rename(save)
+
+
+CASES = pytest.mark.parametrize(
+    ("world_size", "new_reference", "again", "count"),
+    [(1, True, True, 74), (2, False, False, 134)],
+    ids=["one rank, the position again", "two ranks"],
+)
+
+
+@CASES
+def test_the_number_of_operations_in_a_save(
+    fast_dir: Path, world_size: int, new_reference: bool, again: bool, count: int
+) -> None:
+    """Pinned: whoever adds an operation sees that the two tests below go through it, too."""
+    case = prepare(fast_dir / "save", world_size, new_reference=new_reference, again=again)
+
+    assert points(case.save, case.save_all) == count
+
+
+@CASES
+def test_dying_before_each_operation(
+    fast_dir: Path, world_size: int, new_reference: bool, again: bool, count: int
+) -> None:
+    """SIGKILL at any moment: the old or the new checkpoint is found, resumes bit for bit, and the next save works."""
+    case = prepare(fast_dir / "save", world_size, new_reference=new_reference, again=again)
+    found = []
+    for at in range(1, count + 1):
+        with put_back(case.save):
+
+            def die(at: int = at) -> int:
+                Faults(case.save, at=at)
+                case.save_all()
+                return 0
+
+            assert forked(die) == DIED
+            found.append(latest(case.save))
+            resumed = started(case.save, world_size, resume=True)
+            assert [state(rank) for rank in resumed] == case.expected[found[-1]], f"operation {at}"
+            train(resumed)
+            for rank in resumed:
+                rank.checkpointer.save(0, 8)  # type: ignore[union-attr]
+            assert latest(case.save) == "0_8"
+
+    assert found == sorted(found)  # once it counts, it counts
+    assert {*found} == {"0_4", "0_6"}
+
+
+@pytest.mark.parametrize(
+    ("world_size", "again", "count", "code"),
+    [
+        (1, True, 74, errno.ENOSPC),
+        (1, True, 74, errno.EIO),
+        (2, False, 134, errno.ENOSPC),
+    ],
+)
+def test_failing_at_each_operation(fast_dir: Path, world_size: int, again: bool, count: int, code: int) -> None:
+    """A DiskError or nothing; the old or the new checkpoint stands, and saving again in the same process works."""
+    case = prepare(fast_dir / "save", world_size, new_reference=world_size == 1, again=again)
+    for at in range(1, count + 1):
+        with put_back(case.save):
+
+            def fail(at: int = at) -> int:
+                Faults(case.save, at=at, code=code)
+                with contextlib.suppress(DiskError):
+                    case.save_all()
+                assert latest(case.save) in ("0_4", "0_6")
+                case.save_all()
+                checkpoint = locate.latest(case.save).checkpoint
+                assert checkpoint is not None
+                assert checkpoint.position == Position(0, 6)
+                assert verify.check(checkpoint, deep=True) == []
+                return 0
+
+            assert forked(fail) == 0, f"operation {at}"
+
+
+@pytest.mark.parametrize("count", [23])
+def test_dying_before_each_operation_of_a_start(fast_dir: Path, count: int) -> None:
+    """Opening the attempt, rewriting meta.json, and sweeping: the checkpoint to go on from stays the same."""
+    case = prepare(fast_dir / "save", 1, new_reference=False, again=False)
+    case.save_all()
+    names.payload(case.save, "state", 0, Position(0, 6)).unlink()
+    names.part(names.payload(case.save, "policy", 0, Position(0, 8)), "000000-0123456789abcdef").touch()
+
+    def start() -> None:
+        started(case.save, 1, resume=True, take_over=True)  # the copy of this process is another process
+
+    with put_back(case.save):
+        assert points(case.save, start) == count
+    for at in range(1, count + 1):
+        with put_back(case.save):
+
+            def die(at: int = at) -> int:
+                Faults(case.save, at=at)
+                start()
+                return 0
+
+            assert forked(die) == DIED
+            assert latest(case.save) == "0_4"
+            assert [state(rank) for rank in started(case.save, 1, resume=True)] == case.expected["0_4"]
+            meta = (names.rank_dir(case.save, "policy", 0) / names.META).read_text()
+            assert '"last_step": 4' in meta
+
+
+def test_a_save_that_does_not_fit_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last payload finds no space: those before it would keep the disk full, as retention comes after a save."""
+    who = savers.writer(tmp_path, savers.open_attempt(tmp_path))
+    savers.save(who, "0_1")
+    before = savers.files(tmp_path)
+    real = os.write
+
+    def write(fd: int, data: bytes) -> int:
+        if "state_rank" in os.readlink(f"/proc/self/fd/{fd}"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(fd, data)
+
+    monkeypatch.setattr(os, "write", write)
+    with pytest.raises(DiskError, match="No space left"):
+        savers.save(who, "0_2")
+
+    assert savers.files(tmp_path) == before
+
+
+def test_a_reference_is_named_while_unchanged_and_written_when_changed(tmp_path: Path) -> None:
+    """Gigabytes that need not be written, and the one time they must."""
+    who = savers.writer(tmp_path, savers.open_attempt(tmp_path))
+    first = savers.save(who, "0_1")
+    same = savers.save(who, "0_2", first)
+    changed = savers.save(who, "0_3", same, ref=2.0)
+    back = savers.save(who, "0_4", changed, ref=1.0)
+    paths = [vote.file("ref").path for vote in (first, same, changed, back)]  # type: ignore[union-attr]
+
+    assert paths == [f"ref/rank_0/ref_rank_0-0_{step}.safetensors" for step in (1, 1, 3, 4)]
+    assert same.file("ref") == first.file("ref")
+
+
+@pytest.mark.parametrize("harm", ["gone", "cut", "another"])
+def test_a_reference_that_does_not_stand_is_written(tmp_path: Path, harm: str) -> None:
+    """Naming it would make a checkpoint that cannot be loaded."""
+    who = savers.writer(tmp_path, savers.open_attempt(tmp_path))
+    first = savers.save(who, "0_1")
+    path = names.payload(tmp_path, "ref", 0, Position(0, 1))
+    if harm == "cut":
+        path.write_bytes(path.read_bytes()[:-1])
+    else:
+        path.unlink()
+    if harm == "another":
+        other = names.payload(tmp_path, "policy", 0, Position(0, 1))
+        shutil.copy(other, path)
+    second = savers.save(who, "0_2", first)
+
+    assert second.file("ref").path.endswith("-0_2.safetensors")  # type: ignore[union-attr]
+
+
+def test_a_reference_that_vanishes_during_the_save_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is looked at again before the vote."""
+    from ms_resume.write import files
+
+    who = savers.writer(tmp_path, savers.open_attempt(tmp_path))
+    first = savers.save(who, "0_1")
+    real = files.unchanged_reference
+
+    def look_and_lose(*args: object) -> object:
+        found = real(*args)  # type: ignore[arg-type]
+        names.payload(tmp_path, "ref", 0, Position(0, 1)).unlink()
+        return found
+
+    monkeypatch.setattr(files, "unchanged_reference", look_and_lose)
+    second = savers.save(who, "0_2", first)
+
+    assert second.file("ref").path.endswith("-0_2.safetensors")  # type: ignore[union-attr]
+    assert latest(tmp_path) == "0_2"
+
+
+def test_a_reference_of_an_incomplete_checkpoint_is_not_named(tmp_path: Path) -> None:
+    """Rank 1 never voted at 0_2: what rank 0 wrote there may be swept."""
+    ranks = started(tmp_path, 2, resume=False)
+    for step, at_work in ((2, ranks[:1]), (4, ranks), (6, ranks)):
+        for rank in at_work:
+            rank.checkpointer.save(0, step)  # type: ignore[union-attr]
+    named = [savers.reference(tmp_path, f"0_{step}", rank) for step, rank in ((2, 0), (4, 0), (4, 1), (6, 0), (6, 1))]
+
+    assert named == ["0_2", "0_4", "0_4", "0_4", "0_4"]
+
+
+def test_a_payload_is_what_the_format_says(tmp_path: Path) -> None:
+    """The mark, a digest for each tensor, data at a multiple of 4096, and other readers open it."""
+    from safetensors.numpy import load_file
+
+    savers.save(savers.writer(tmp_path, savers.open_attempt(tmp_path)), "3_7", value=2.5)
+    path = names.payload(tmp_path, "policy", 0, Position(3, 7))
+    header = payload.read_header(path)
+    loaded = load_file(path)
+
+    assert header.data_start % 4096 == 0
+    assert header.mark is not None
+    assert (header.mark.position, header.mark.rank, header.mark.role) == (Position(3, 7), 0, "policy")
+    assert header.digests == {name: payload.digest_of(array.tobytes()) for name, array in loaded.items()}
+    assert (int(loaded["epoch_num"]), int(loaded["step_num"]), loaded["epoch_num"].dtype) == (3, 7, np.int64)
+    assert loaded["w"].tolist() == [[2.5] * 3] * 2
+
+
+def test_ckpt_goes_and_comes_back(tmp_path: Path) -> None:
+    """Tensors, shapes, and the position; state stays safetensors; the vote has the digest of the whole file."""
+    who = savers.writer(tmp_path, savers.open_attempt(tmp_path))
+    vote = savers.save(who, "0_5", value=2.5, file_format="ckpt")
+    path = names.payload(tmp_path, "policy", 0, Position(0, 5), "ckpt")
+    contents = ckpt.read(path)
+
+    assert [file.path.rpartition(".")[2] for file in vote.files] == ["ckpt", "ckpt", "ckpt", "safetensors"]
+    assert contents.has_crc
+    assert {name: info.shape for name, info in contents.tensors.items()} == {
+        "w": (2, 3),
+        "epoch_num": (),
+        "step_num": (),
+    }
+    assert bytes(ckpt.read_tensor(contents, "w")) == np.full((2, 3), 2.5, np.float32).tobytes()
+    assert vote.files[0].digest == payload.digest_of(path.read_bytes())
+    assert latest(tmp_path) == "0_5"
+
+
+def test_odd_tensors_survive(tmp_path: Path) -> None:
+    """Empty, 0-d, transposed, every dtype, and names that JSON has to escape."""
+    from dataclasses import replace
+
+    arrays = {
+        "empty": np.zeros((0, 4), np.float32), "scalar": np.array(True), 'quo"te\\ü': np.arange(3, dtype=np.uint8),
+        "transposed": np.arange(6, dtype=np.float64).reshape(2, 3).T,
+        **{name: np.ones(3, name) for name in ("int8", "uint16", "int32", "uint64", "float16")},
+    }  # fmt: skip  # one line per kind
+    taken = savers.snapshot("0_1")
+    taken = replace(taken, roles={**taken.roles, "ref": Arrays(arrays).read()})
+    ms_resume_write(savers.writer(tmp_path, savers.open_attempt(tmp_path)), taken)
+    path = names.payload(tmp_path, "ref", 0, Position(0, 1))
+    header = payload.read_header(path)
+
+    with open(path, "rb") as file:
+        for name, array in arrays.items():
+            assert bytes(payload.read_tensor(file, header, name)) == array.tobytes()
+            assert header.tensors[name].shape == array.shape
+
+
+def ms_resume_write(who: object, taken: object) -> None:
+    from ms_resume import write
+
+    write.save(who, taken, savers.ABOUT, None)  # type: ignore[arg-type]
