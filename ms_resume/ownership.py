@@ -85,7 +85,7 @@ def check_free(save: Path) -> int:
         raise DirectoryInUse(
             f"{save}: attempt {owner.attempt} is running there (host {owner.host}, pid {owner.pid}, "
             f"since {owner.created_at})",
-            hint="stop that job first, or save to another directory; --take-over starts nevertheless and stops it",
+            hint="stop that job first, or save to another directory; --take_over starts nevertheless and stops it",
             owner=owner.attempt,
         )
     return owner.ordinal

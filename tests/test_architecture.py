@@ -78,9 +78,6 @@ def real_sources() -> dict[str, str]:
     return found
 
 
-# -- the walls
-
-
 def against_the_layers(sources: Sources) -> list[str]:
     """Imports that do not point down; those inside functions count."""
     violations = []
@@ -158,8 +155,6 @@ def loaded_after(code: str) -> set[str]:
     return {"mindspore", "numpy", "rich"} & set(json.loads(ended.stderr))
 
 
-# -- that they stand
-
 WALLS: list[Callable[[Sources], list[str]]] = [
     against_the_layers,
     mindspore_elsewhere,
@@ -202,7 +197,7 @@ BROKEN = [
     (against_the_layers, "ms_resume.locate", "def f():\n    import ms_resume.verify"),
     (against_the_layers, "ms_resume.commit", "def f():\n    from ms_resume.write.files import write"),
     (against_the_layers, "ms_resume.records", "from ms_resume.state import scalar"),
-    (against_the_layers, "ms_resume.helpers", "from ms_resume.errors import Torn"),
+    (against_the_layers, "ms_resume.oddments", "from ms_resume.errors import Torn"),
     (against_the_layers, "ms_resume.load.match", "if TYPE_CHECKING:\n    from ms_resume.resume import session"),
     (hidden_imports, "ms_resume.locate", "from . import verify"),
     (hidden_imports, "ms_resume.locate", "importlib.import_module('ms_resume.verify')"),
@@ -271,9 +266,6 @@ def test_what_is_fine_is_not_reported(wall: Callable[[Sources], list[str]]) -> N
     assert wall({"ms_resume.commit": FINE}) == []
 
 
-# -- what is seen from outside
-
-
 def test_public_names() -> None:
     """Pinned, at most 15, and each can be had."""
     assert ms_resume.__all__ == PUBLIC
@@ -309,9 +301,6 @@ def test_a_costly_import_is_seen() -> None:
     """By the check above."""
     assert loaded_after("import ms_resume, numpy") == {"numpy"}
     assert loaded_after("from ms_resume.state import scalar, Arrays; import rich") == {"rich"}
-
-
-# -- how sources are read
 
 
 def _trees(sources: Sources) -> Iterator[tuple[str, ast.Module]]:

@@ -414,12 +414,15 @@ def test_the_example_in_the_help_is_real(
 class TestBadEnds:
     """What else may happen to a process."""
 
-    def test_a_reader_that_leaves(self, save: Path) -> None:
+    @pytest.mark.parametrize("unbuffered", ["", "1"])
+    def test_a_reader_that_leaves(self, save: Path, unbuffered: str) -> None:
         """`ms-resume ls SAVE | head -0`: quiet, and the code that a shell gives for it."""
         read, write = os.pipe()
         os.close(read)
+        environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
 
-        ended = subprocess.run([*MODULE, "ls", str(save)], stdout=write, stderr=subprocess.PIPE, check=False)
+        words = [*MODULE, "ls", str(save)]
+        ended = subprocess.run(words, env=environment, stdout=write, stderr=subprocess.PIPE, check=False)
 
         os.close(write)
         assert (ended.returncode, ended.stderr) == (141, b"")
@@ -482,12 +485,14 @@ class TestTerminal:
     @pytest.mark.parametrize("command", COMMANDS)
     def test_tables_are_folded(self, command: str, save: Path) -> None:
         """No row is wider than the terminal, and nothing is cut off."""
-        shown = _in_terminal([*MODULE, command, "save"], cwd=save.parent, columns=70)
+        words = [*MODULE, command, "save"]
+        plain = subprocess.run(words, cwd=save.parent, capture_output=True, text=True, check=True).stdout
+        shown = _in_terminal(words, cwd=save.parent, columns=70)
 
         rows = [line for line in shown.splitlines() if not re.match(r"\S+: |\d+_\d+ is |  -> ", line)]
         assert 10 <= max(map(len, rows)) <= 70
-        assert "1_5" in shown
-        assert "\u2026" not in shown
+        last_cells = [re.split(r" {2,}", line)[-1] for line in plain.splitlines()]
+        assert all("".join(cell.split()) in "".join(shown.split()) for cell in last_cells)
 
     def test_a_bar_shows_how_far_a_deep_check_is(self, save: Path) -> None:
         """Bytes, rate, time left; none of it when standard error is no terminal."""

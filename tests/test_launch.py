@@ -234,9 +234,7 @@ def test_dry_run_starts_makes_and_clears_nothing(start: Start, work: Path):
     assert launch.msrun == launch.pretrain == []
     assert stale.exists()
     assert sorted(path.name for path in work.iterdir()) == ["s"]
-    shown = subprocess.run(
-        ["bash", "-c", f"printf '%s\\n' {launch.out}"], capture_output=True, text=True, check=True
-    )
+    shown = subprocess.run(["bash", "-c", f"printf '%s\\n' {launch.out}"], capture_output=True, text=True, check=True)
     assert shown.stdout.splitlines()[0] == "msrun"
     assert "a b" in shown.stdout.splitlines()
 

@@ -63,7 +63,7 @@ def test_a_second_job_on_this_machine_is_refused_at_once_until_the_first_is_dead
             tiny_run(tmp_path, world_size=1, resume=True).ok()
         assert time.monotonic() - began < 1
         assert f"pid {job.pid}" in str(caught.value)
-        assert "--take-over" in caught.value.hint
+        assert "--take_over" in caught.value.hint
         assert savers.files(tmp_path) == before
         job.send_signal(signal.SIGKILL)
         job.wait()

@@ -68,6 +68,8 @@ class GRPOTrainer:
 
     def _train(self, first: ms_resume.Position) -> None:
         epochs, interval = self.config.rl_config.epochs, self.config.rl_config.save_ckpt_interval
+        if first.epoch >= epochs and self.world.is_first:
+            print(f"nothing left to train: the run ended at {first}", flush=True)
         for epoch in range(first.epoch, epochs):
             left = range(first.step if epoch == first.epoch else 0, self.stream.steps_per_epoch)
             for prompts, step in zip(self.stream.epoch(), left):  # noqa: B905  # BREAK=data makes them differ

@@ -45,7 +45,7 @@ def nothing(save: Path, rejected: Sequence[Rejection], /, **fields: Any) -> MsRe
         return NothingToResume(
             f"{save}: no whole checkpoint among {len(rejected)} positions, newest is {rejected[0].position} "
             f"({rejected[0].reason})",
-            hint="a trainer begins anew only with --allow_fresh_start, which leaves these files as they are",
+            hint="a trainer begins anew only with --allow_fresh_start, beside what is there",
             **fields,
         )
     if (seen := foreign.recognise(save)) is not None:

@@ -36,7 +36,7 @@ def settle(sources: Mapping[str, Source], live: Mapping[str, Tensors]) -> dict[s
     if bad:
         raise NamesMismatch(
             "the checkpoint does not fit the nets; nothing was loaded\n  " + "\n  ".join(bad),
-            hint="build the nets as the run that saved them did, or compare with `ms-resume show FILE`",
+            hint="build the nets as the run that saved them did, or give the directory of a run with this model",
             roles={role: report.to_json() for role, report in reports.items()},
         )
     return reports
@@ -45,8 +45,8 @@ def settle(sources: Mapping[str, Source], live: Mapping[str, Tensors]) -> dict[s
 def place(sources: Mapping[str, Source], live: Mapping[str, Tensors], progress: Progress | None = None) -> None:
     """Reads, checks, and places every tensor of every role, then checks that the live tensors hold what was placed.
 
-    The weights in the optimizer file are compared with the policy file's instead of being placed again: unequal ones
-    are two generations mixed.
+    The weights in the optimizer file are read and compared with the policy file's instead of being placed again:
+    unequal ones are two generations mixed.
 
     Raises:
         Damaged: A digest does not hold, or the generations are mixed; the file and tensor are named.
@@ -64,18 +64,17 @@ def _place_role(
 ) -> dict[str, str]:
     digests = {}
     for name in _wanted(source, role):
-        if name in shared and source.digests.get(name) == shared[name]:
-            digests[name] = shared[name]
-            continue
         value = source.read(name)
         digests[name] = payload.digest_of(value.data)
-        if shared.get(name, digests[name]) != digests[name]:
+        if name not in shared:
+            tensors.place(name, value)
+        elif shared[name] != digests[name]:
             raise Damaged(
                 f"{source.path}: weight {name!r} differs from the policy file's: two generations are mixed",
+                hint="an older checkpoint is whole if `ms-resume verify --all --deep` says so",
                 path=str(source.path),
                 tensor=name,
             )
-        tensors.place(name, value)
         progress(len(value.data))
     return digests
 

@@ -221,6 +221,9 @@ def _mark(
 ) -> tuple[Mark | None, dict[str, str]]:
     if "ms_resume" not in metadata:
         return None, {}
+    if metadata["ms_resume"] != FORMAT_VERSION:
+        version = metadata["ms_resume"]
+        raise _damaged(path, f"format version {version!r} of ms_resume, this version reads {FORMAT_VERSION!r}")
     try:
         position = Position(int(metadata["epoch"]), int(metadata["step"]))
         mark = Mark(metadata["attempt"], position, int(metadata["rank"]), metadata["role"])

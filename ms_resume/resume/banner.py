@@ -13,7 +13,7 @@ _WIDTH = 78
 
 @dataclass(frozen=True, slots=True)
 class Story:
-    """The facts of one start. `restored` and `anew` name roles and components; `source` is None for a fresh start."""
+    """The facts of one start. `source` is None for a fresh start."""
 
     save: Path
     attempt: str
@@ -25,7 +25,7 @@ class Story:
     restored: Sequence[str] = ()
     anew: Sequence[str] = ()
     warnings: Sequence[str] = ()
-    nothing_left: bool = False
+    fresh_allowed: bool = False
     seconds: float = 0.0
     bytes: int = 0
 
@@ -44,14 +44,13 @@ def _lines(story: Story) -> list[str]:
     if story.anew:
         lines.append(f"  starts anew, the checkpoint has nothing for it: {', '.join(story.anew)}")
     lines += [f"  warning: {warning}" for warning in story.warnings]
-    if story.nothing_left:
-        lines.append("  nothing left to train: the run had reached its end")
     return lines
 
 
 def _headline(story: Story) -> str:
     if story.source is None:
-        return "ms_resume: FRESH START: nothing here was ever a whole checkpoint, or a fresh start was allowed"
+        why = "a fresh start was allowed" if story.fresh_allowed else "nothing here was ever a whole checkpoint"
+        return f"ms_resume: FRESH START: {why}"
     kind = "ours" if story.from_attempt else "stock MindRLHF's"
     by = f", attempt {story.from_attempt}" if story.from_attempt else ""
     return f"ms_resume: RESUMING at {story.position} from {story.source} ({kind}, layout {story.layout}{by})"

@@ -128,7 +128,7 @@ class Checkpointer:
         after = session.prepare(self._job, request)
         loaded = session.load_newest(self._job, request)
         self._writer = session.open_attempt(self._job, loaded, after)
-        self._take(loaded)
+        self._take(loaded, request)
         return self.position
 
     def steps(self, epochs: int, *, save_every: int) -> Iterator[tuple[int, int]]:
@@ -169,10 +169,7 @@ class Checkpointer:
         for warning in saved.warnings:
             self._tell(f"ms_resume: warning: {warning}")
         self._latest = saved.vote
-        try:
-            self._tidy()
-        except (DiskError, Damaged) as error:  # the position counts all the same; the next save tidies again
-            self._tell(f"ms_resume: warning: retention: {error.message}")
+        self._try_to_tidy()
         return saved
 
     def close(self) -> None:
@@ -196,14 +193,15 @@ class Checkpointer:
         else:
             self._stop_heartbeat()  # the other ranks may be gone: waiting for them would hide the error
 
-    def _take(self, loaded: Loaded) -> None:
+    def _take(self, loaded: Loaded, request: Request) -> None:
         writer = self._started()
         self.position = loaded.position
         self._origin = loaded.position if loaded.choice.position else None
         self._named = session.previous_vote(self._job, loaded)
         if writer.rank == 0 and self._job.settings.heartbeat_s > 0:
             self._heartbeat = Heartbeat(writer, self._job.settings.heartbeat_s)
-        self._tell(banner.text(_story(self._job, writer, loaded)))
+        self._tell(banner.text(_story(self._job, request, writer, loaded)))
+        self._try_to_tidy()  # a disk that is full at the start gets room here: a save comes before its retention
 
     def _snapshot(self, position: Position) -> write.Snapshot:
         roles: dict[str, dict[str, HostTensor]] = {role: t.read() for role, t in self._job.roles.items()}
@@ -224,6 +222,13 @@ class Checkpointer:
         if self._latest is not None and commit.complete(self._job.save, self._latest):
             self._named = self._latest
         return self._named
+
+    def _try_to_tidy(self) -> None:
+        """Whatever was saved counts all the same, and the next save tidies again."""
+        try:
+            self._tidy()
+        except (DiskError, Damaged) as error:
+            self._tell(f"ms_resume: warning: retention: {error.message}")
 
     def _tidy(self) -> None:
         """Moves `latest`, and lets retention do its part. What it cannot do now it does after the next save."""
@@ -258,7 +263,7 @@ def _by_name(components: Sequence[Component]) -> dict[str, Component]:
     return named
 
 
-def _story(job: Job, writer: Writer, loaded: Loaded) -> banner.Story:
+def _story(job: Job, request: Request, writer: Writer, loaded: Loaded) -> banner.Story:
     chosen = loaded.choice
     return banner.Story(
         save=job.save,
@@ -271,6 +276,7 @@ def _story(job: Job, writer: Writer, loaded: Loaded) -> banner.Story:
         restored=loaded.restored,
         anew=loaded.anew if chosen.position else (),
         warnings=(*chosen.warnings, *loaded.warnings) if not chosen.position else loaded.warnings,
+        fresh_allowed=request.allow_fresh_start,
         seconds=loaded.seconds,
         bytes=loaded.bytes,
     )

@@ -81,7 +81,7 @@ def nothing(located: Located) -> NothingToResume:
     rows += [f"  {warning}" for warning in located.warnings]
     return NothingToResume(
         f"{located.save}: no whole checkpoint to resume from\n" + ("\n".join(rows) or "  it is empty"),
-        hint="look with `ms-resume ls`; --allow_fresh_start begins anew and leaves all files as they are",
+        hint="look with `ms-resume ls`; --allow_fresh_start begins anew beside what is there",
         rejected=[rejection.to_json() for rejection in located.rejected],
     )
 

@@ -14,7 +14,7 @@ SECTIONS = ("rl_config", "actor_config", "ref_config", "generate_config", "rewar
 
 LEFT_OUT = frozenset(
     (
-        "epochs load save tensorboard tensorboard_dir dataset_file tokenizer_dir save_strategy_dir "
+        "epochs load save resume_training tensorboard tensorboard_dir dataset_file tokenizer_dir save_strategy_dir "
         "save_ckpt_interval save_max_ckpt_num save_ckpt_format load_ckpt_format save_prompt_completions_dir "
         "save_prompt_completions_interval checkpoint_name model_config port"
     ).split()

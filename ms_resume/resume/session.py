@@ -97,6 +97,10 @@ def load_newest(job: Job, request: Request) -> Loaded:
             ranks = tuple(error.fields.get("ranks", ()))
             excluded.append(Rejection(chosen.position, "damaged", error.message, ranks))
             if len(excluded) > job.settings.max_rollback:
+                error.hint = (
+                    f"{len(excluded)} checkpoints turned out damaged while they were loaded, which is more than "
+                    f"max_rollback: look with `ms-resume verify --all --deep`, or set MS_RESUME_MAX_ROLLBACK"
+                )
                 raise
 
 
