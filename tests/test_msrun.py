@@ -90,7 +90,7 @@ def test_demo_with_a_state_left_out_ends_in_no(demo, tmp_path):
 
 def test_random_kills_leave_no_trace(demo, tmp_path):
     """Three times a random worker dies at a random time; the end is that of the run that nobody disturbed."""
-    sizes = ["--config", str(CONFIG), "--kills", "3", "--longest", "1.5"]
+    sizes = ["--config", str(CONFIG), "--kills", "3", "--most_steps", "4"]
     command = [
         sys.executable,
         str(EXAMPLE / "random_kills.py"),

@@ -2,7 +2,7 @@
 
     python examples/grpo_arithmetic/random_kills.py --kills 5       ends in `yes` and exit 0, or in `no` and exit 1
 
-The kills come from outside: SIGKILL to a worker of msrun, some time after the first step of each launch.
+The kills come from outside: SIGKILL to a worker of msrun, in the middle of one of the first steps of each launch.
 """
 
 from __future__ import annotations
@@ -22,15 +22,16 @@ if __name__ == "__main__":  # The folder itself would shadow modules named `data
 
 from grpo_arithmetic import compare, launching
 from grpo_arithmetic.launching import TOP, Launch
+from grpo_arithmetic.metrics import LINES
 from ms_resume import locate
 
 
 class Killer:
-    """Kills one random worker of one launch, `longest_s` at most after its first step."""
+    """Kills one random worker of one launch, in the middle of one of its first `most_steps` steps."""
 
-    def __init__(self, save: Path, chance: random.Random, longest_s: float) -> None:
+    def __init__(self, save: Path, chance: random.Random, most_steps: int) -> None:
         self.struck = ""
-        self._save, self._chance, self._wait_s = save, chance, chance.uniform(0, longest_s)
+        self._save, self._chance, self._most_steps = save, chance, most_steps
         self._thread: threading.Thread | None = None
 
     def hear(self, line: str) -> None:
@@ -43,12 +44,20 @@ class Killer:
             self._thread.join()
 
     def _strike(self) -> None:
-        time.sleep(self._wait_s)
-        victims = workers_of(self._save)
-        if victims:
+        began, first = time.monotonic(), self._steps()
+        last = first + self._chance.randrange(self._most_steps)
+        while self._steps() < last and workers_of(self._save):
+            time.sleep(0.01)
+        step_s = (time.monotonic() - began) / max(last - first, 1)
+        time.sleep(self._chance.uniform(0, min(step_s, 1.0)))
+        if victims := workers_of(self._save):
             pid = self._chance.choice(victims)
             os.kill(pid, signal.SIGKILL)
-            self.struck = f"worker {pid} of {len(victims)} killed {self._wait_s:.1f} s after the first step"
+            self.struck = f"worker {pid} of {len(victims)} killed after {self._steps()} steps in all"
+
+    def _steps(self) -> int:
+        log = self._save / "metrics" / LINES
+        return log.read_bytes().count(b"\n") if log.exists() else 0
 
 
 def workers_of(save: Path) -> list[int]:
@@ -77,7 +86,7 @@ def main(arguments: list[str]) -> int:
     print(f"seed {args.seed}", flush=True)
     for number in range(args.kills + 1):
         launch = Launch(disturbed, args.config, base, args.output / f"b-{number}.txt", resume=_whole(disturbed))
-        killer = Killer(disturbed, chance, args.longest) if number < args.kills else None
+        killer = Killer(disturbed, chance, args.most_steps) if number < args.kills else None
         _train(launch, f"launch {number + 1}{', resumed' if launch.resume else ''}", killer)
     result = compare.runs(undisturbed, disturbed)
     print(compare.table(result))
@@ -92,7 +101,9 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, default=TOP / "output/random_kills", help="removed first")
     parser.add_argument("--reuse", type=Path, metavar="DIR", help="an earlier output, for its run a and base model")
     parser.add_argument("--kills", type=int, default=5)
-    parser.add_argument("--longest", type=float, default=20.0, metavar="S", help="seconds from first step to kill")
+    parser.add_argument(
+        "--most_steps", type=int, default=40, metavar="N", help="a launch dies within its first N steps"
+    )
     parser.add_argument("--seed", type=int, default=int(time.strftime("%Y%m%d")))
     return parser.parse_args(arguments)
 

@@ -76,7 +76,8 @@ class GRPOTrainer:
                 if step % interval == 0:
                     self._save(epoch, step)
                 self._train_step(epoch, step, prompts)
-        self._save(epochs, 0)
+        if first.epoch < epochs:
+            self._save(epochs, 0)
 
     def load_base_models(self) -> None:
         """Puts the base model into policy and reference; each net gets its own copy of the values."""
