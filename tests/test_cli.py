@@ -438,6 +438,7 @@ class TestBadEnds:
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         with subprocess.Popen(words, **pipes, preexec_fn=default) as process:
             fd = _open_for_writing(record, process)
+            time.sleep(0.3)  # a signal between open() and read() would not wake the read
             process.send_signal(signal.SIGINT)
             try:
                 out, err = process.communicate(timeout=20)
