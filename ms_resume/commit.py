@@ -50,9 +50,9 @@ def complete(save: Path, vote: Vote) -> bool:
     try:
         if len(os.listdir(directory)) < vote.world_size:  # most ranks look too early: one listing tells them
             return False
-    except FileNotFoundError:
-        return False  # a newer attempt has taken it away
-    found, _ = votes.read_all(directory)
+        found, _ = votes.read_all(directory)
+    except OSError:
+        return False  # a newer attempt has taken it away, or the file system does not answer: an older one will do
     same = {
         rank for rank, other in found.items() if (other.attempt, other.world_size) == (vote.attempt, vote.world_size)
     }

@@ -85,7 +85,7 @@ class Torn(MsResumeError):
 
 
 class Disagreement(Torn):
-    """Nothing was loaded and nothing was written."""
+    """Nothing was written but, where a rank does not see it, the record of this start."""
 
 
 class Damaged(MsResumeError):

@@ -92,10 +92,16 @@ def check_free(save: Path) -> int:
 
 
 def assert_owner(writer: Writer) -> None:
-    """Raises Superseded when a newer attempt has taken the directory over."""
+    """Raises Superseded when a newer attempt has taken the directory over, or its own record is gone."""
     newest = attempts.newest_ordinal(writer.save)
-    if newest < writer.attempt.ordinal and names.attempt_record(writer.save, writer.attempt.ordinal).exists():
-        return  # a network file system's cached listing, older than the record that rank 0 made
+    if newest < writer.attempt.ordinal:
+        record = names.attempt_record(writer.save, writer.attempt.ordinal)
+        if record.exists():
+            return  # a network file system's cached listing, older than the record that rank 0 made
+        raise Superseded(
+            f"{record}: gone, so this process (rank {writer.rank}) owns the directory no longer; nothing was written",
+            hint="was the save directory moved, emptied, or unmounted? put it back, then start with --resume_training",
+        )
     if newest != writer.attempt.ordinal:
         raise Superseded(
             f"{writer.save}: attempt {writer.attempt.attempt} (this process, rank {writer.rank}) was superseded by "

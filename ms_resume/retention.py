@@ -130,7 +130,7 @@ def _standing(position: Position, verdict: Checkpoint | Rejection) -> Standing:
 
 
 def _protected(writer: Writer, surveyed: Survey, complete: Sequence[Position]) -> set[Position]:
-    protected = {p for path in _listing(writer.save / "pins") if (p := names.parse_vote_dir(path.name))}
+    protected = {p for path in _listing(names.pins(writer.save)) if (p := names.parse_vote_dir(path.name))}
     train = writer.save / names.DIRECTORIES["policy"]
     for rank in surveyed.ranks["policy"]:
         if (named := meta.read(train / f"rank_{rank}").position) is not None:

@@ -94,10 +94,6 @@ def scalar(value: int) -> HostTensor:
     return HostTensor("I64", (), memoryview(value.to_bytes(8, "little", signed=True)))
 
 
-def size_bytes(tensors: Mapping[str, HostTensor]) -> int:
-    return sum(len(tensor.data) for tensor in tensors.values())
-
-
 def infos(tensors: Mapping[str, HostTensor]) -> dict[str, TensorInfo]:
     return {name: tensor.info for name, tensor in tensors.items()}
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import numpy as np
 import pytest
 from runs import ThreadGroup, run_ranks
 
 from ms_resume.errors import Damaged, Disagreement, MsResumeError, NamesMismatch
-from ms_resume.framework.group import Solo
+from ms_resume.framework import group as groups
+from ms_resume.framework.group import MindSporeGroup, Solo
 from ms_resume.resume import agree
 
 
@@ -91,3 +93,26 @@ def test_a_difference_names_the_ranks() -> None:
         agree.same_everywhere("the seed", [1, 1, 3, 4])
 
     assert caught.value.fields["ranks"] == [2, 3]
+
+
+class Echo(MindSporeGroup):
+    """Three ranks that say the same, without MindSpore; `widths` is what each gather brought from one rank."""
+
+    def __init__(self) -> None:
+        self.rank, self.world_size = 0, 3
+        self.widths: list[int] = []
+
+    def _gather(self, values: Any) -> list[Any]:
+        self.widths.append(len(values))
+        return [np.array(values)] * self.world_size
+
+
+@pytest.mark.parametrize("length", [0, 1, 10, 11, 25])
+def test_a_long_message_travels_in_pieces(monkeypatch: pytest.MonkeyPatch, length: int) -> None:
+    """One gather of everything, four bytes a byte from each of 512 ranks, would not fit beside the nets on a device."""
+    monkeypatch.setattr(groups, "_GATHERED", 30)
+    echo = Echo()
+    data = bytes(range(100, 100 + length))
+
+    assert echo.exchange(data) == [data] * 3
+    assert max(echo.widths) <= 10

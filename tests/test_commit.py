@@ -246,6 +246,18 @@ def test_a_vote_of_another_attempt_completes_nothing(tmp_path: Path) -> None:
     assert not commit.complete(tmp_path, savers.save(savers.writer(tmp_path, now, 0), "0_5"))
 
 
+def test_complete_where_the_file_system_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An older reference is named then; a raw OSError would end the training."""
+    vote = savers.save(savers.writer(tmp_path, savers.open_attempt(tmp_path)), "0_5")
+
+    def stale(*args: object) -> None:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    monkeypatch.setattr(votes, "read_all", stale)
+
+    assert not commit.complete(tmp_path, vote)
+
+
 def test_complete_of_a_vote_that_a_successor_took_away(tmp_path: Path) -> None:
     """Not an error of this rank: it learns of its successor when it asks who owns the directory."""
     vote = savers.save(savers.writer(tmp_path, savers.open_attempt(tmp_path)), "0_5")

@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from grpo_arithmetic import config, reward, task
+from grpo_arithmetic import config, main, reward, task
 from grpo_arithmetic.errors import ConfigError
 from grpo_arithmetic.metrics import LINES, Metrics, drop_from
 from grpo_arithmetic.request import build
 from grpo_arithmetic.settings import Config
 from ms_resume.errors import LayoutMismatch, UsageError
+from ms_resume.framework import version
 
 EXAMPLE = Path(__file__).parents[1] / "examples/grpo_arithmetic"
 CONFIGS = sorted(EXAMPLE.glob("config*.yaml"))
@@ -72,6 +73,33 @@ def test_overrides_win_and_are_named_as_the_command_line(tmp_path):
     assert config.load(path, {"rl_config.epochs": 5}).rl_config.epochs == 5
     with pytest.raises(ConfigError, match=r"^command line: rl_config\.epochs"):
         config.load(path, dict([config.parse_override("rl_config.epochs=x")]))
+
+
+@pytest.mark.parametrize("more", [["rl_config.seed=["], ["--verifier_weight", "1.0]"]])
+def test_a_value_that_is_no_yaml_is_refused(tmp_path, capsys, more):
+    """On the command line as in the file: one line, exit 2."""
+    code = main.main(["--config", str(written(tmp_path, "")), "--save_checkpoint_dir", str(tmp_path), *more])
+
+    assert code == 2
+    assert "expected a YAML value" in capsys.readouterr().err
+
+
+def test_a_file_that_is_no_text_is_refused(tmp_path):
+    """A checkpoint given as --config."""
+    (tmp_path / "config.yaml").write_bytes(b"\xff\xfe\x00")
+
+    with pytest.raises(ConfigError, match="not YAML"):
+        config.load(tmp_path / "config.yaml")
+
+
+def test_mindspore_that_is_missing_is_one_clear_error(tmp_path, capsys, monkeypatch):
+    """Before anything imports it."""
+    monkeypatch.setattr(version, "installed", lambda package: "")
+    code = main.main(["--config", str(written(tmp_path, "")), "--save_checkpoint_dir", str(tmp_path)])
+
+    assert code == 2
+    assert "MindSpore is not installed" in capsys.readouterr().err
+    assert not (tmp_path / "data").exists()
 
 
 @pytest.mark.parametrize(

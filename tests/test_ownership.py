@@ -232,9 +232,16 @@ def test_a_listing_from_a_cache_does_not_supersede(tmp_path: Path, monkeypatch: 
     attempt = savers.open_attempt(tmp_path)
     monkeypatch.setattr(attempts, "newest_ordinal", lambda save: 0)
     ownership.assert_owner(savers.writer(tmp_path, attempt))
+
+
+def test_a_record_that_is_gone(tmp_path: Path) -> None:
+    """Somebody moved the directory away while the job ran: no newer attempt is to blame."""
+    writer = savers.writer(tmp_path, savers.open_attempt(tmp_path))
     names.attempt_record(tmp_path, 1).unlink()
-    with pytest.raises(Superseded):
-        ownership.assert_owner(savers.writer(tmp_path, attempt))
+
+    with pytest.raises(Superseded, match=r"000001\.json: gone") as caught:
+        ownership.assert_owner(writer)
+    assert "moved" in caught.value.hint
 
 
 def test_the_heartbeat_beats_and_ends_without_a_trace(tmp_path: Path) -> None:

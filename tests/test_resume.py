@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ import ms_resume
 from ms_resume import locate, retention, verify
 from ms_resume.errors import (
     Damaged,
+    Disagreement,
     DiskError,
     LayoutMismatch,
     MsResumeError,
@@ -348,6 +350,78 @@ def test_saving_where_it_started_writes_nothing(tmp_path: Path) -> None:
     one_rank(tmp_path, act)
 
 
+def test_an_optimizer_with_copies_of_the_weights(tmp_path: Path) -> None:
+    """The trainer is wrong, not the newest checkpoint: older ones are not tried, and nothing is left behind."""
+    tiny_run(tmp_path).ok()
+    before = savers.files(tmp_path)
+
+    def rank_main(group: ThreadGroup) -> list[str]:
+        optimizer = Arrays({name: array.copy() for name, array in TinyRank(group.rank).optimizer.items()})
+        return rank_of(group, tmp_path, resume=True, optimizer=optimizer)
+
+    error = error_of(run_ranks(2, rank_main))
+
+    assert not isinstance(error, Damaged)
+    assert "does not hold what was placed" in error.message
+    assert "copies" in error.hint
+    assert savers.files(tmp_path) == before
+
+
+def test_going_on_in_another_directory_saves_where_it_starts(tmp_path: Path) -> None:
+    """The position stands in the old one: a crash before the next save would find the new one empty."""
+    tiny_run(tmp_path / "old", stop=(0, 6)).ok()
+    tiny_run(tmp_path / "new", resume=True, stop=(0, 6), start={"source": tmp_path / "old"}).ok()
+
+    assert latest(tmp_path / "new") == "0_5"
+    assert tensors(tmp_path / "new", "0_5") == tensors(tmp_path / "old", "0_5")
+
+
+def rank_of(group: ThreadGroup, save: Path, *, resume: bool, **checkpointer: Any) -> list[str]:
+    """One rank that starts, with arguments of its own, and what it said."""
+    me = TinyRank(group.rank)
+    roles = {"policy": me.policy, "optimizer": me.optimizer, "ref": me.ref}
+    given = {**roles, "components": me.components(), "steps_per_epoch": 10} | checkpointer
+    settings = ms_resume.Settings(heartbeat_s=0, visibility_timeout_s=0)
+    made = ms_resume.Checkpointer(save, **given, settings=settings, group=group, say=me.said.append)
+    made.start(resume=resume, allow_fresh_start=True)
+    return me.said
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize(
+    ("different", "said"), [({"resume": False}, "--resume_training"), ({"steps_per_epoch": 9}, "steps_per_epoch")]
+)
+def test_ranks_that_are_started_differently(tmp_path: Path, rank: int, different: dict[str, Any], said: str) -> None:
+    """One node's command lacks a flag: its ranks would take one exchange's answer for another's."""
+    tiny_run(tmp_path).ok()
+    before = savers.files(tmp_path)
+
+    def rank_main(group: ThreadGroup) -> list[str]:
+        return rank_of(group, tmp_path, **({"resume": True} | (different if group.rank == rank else {})))
+
+    error = error_of(run_ranks(2, rank_main))
+
+    assert isinstance(error, Disagreement)
+    assert said in error.message
+    assert savers.files(tmp_path) == before
+
+
+def test_a_node_with_a_directory_of_its_own(tmp_path: Path) -> None:
+    """It would find itself superseded at its first save, hours later."""
+    error = error_of(run_ranks(2, lambda group: rank_of(group, tmp_path / str(group.rank), resume=False)))
+
+    assert isinstance(error, Disagreement)
+    assert "mounts the same save directory" in error.hint
+
+
+def test_state_that_nobody_takes_is_named(tmp_path: Path) -> None:
+    """A component or a role that the trainer lost is not left out without a word."""
+    tiny_run(tmp_path, stop=(0, 6)).ok()
+    said = run_ranks(2, lambda group: rank_of(group, tmp_path, resume=True, ref=None, components=())).ok()[0]
+
+    assert "also holds ref, randomness, scale, which this job does not restore" in said[0]
+
+
 def test_saving_twice_at_one_position(tmp_path: Path) -> None:
     """The second is told that it stands."""
 
@@ -376,11 +450,20 @@ def test_a_position_that_cannot_be(tmp_path: Path, at: tuple[int, int]) -> None:
     one_rank(tmp_path, act)
 
 
-def test_retention_that_fails_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (DiskError("commits: cannot rename"), "commits: cannot rename"),
+        (OSError(errno.ESTALE, "Stale file handle"), "[Errno 116] Stale file handle"),
+    ],
+)
+def test_retention_that_fails_is_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, said: str
+) -> None:
     """The vote is cast, the position counts: an error would say that it does not."""
 
     def fail(*args: object) -> None:
-        raise DiskError("commits: cannot rename")
+        raise error
 
     def act(checkpointer: ms_resume.Checkpointer, me: TinyRank) -> list[str]:
         checkpointer.start(resume=False)
@@ -389,8 +472,20 @@ def test_retention_that_fails_is_a_warning(tmp_path: Path, monkeypatch: pytest.M
             checkpointer.save(0, 5)
         return me.said
 
-    assert one_rank(tmp_path, act)[1:] == ["ms_resume: warning: retention: commits: cannot rename"]
+    assert one_rank(tmp_path, act)[1:] == [f"ms_resume: warning: retention: {said}"]
     assert latest(tmp_path) == "0_5"
+
+
+def test_retention_that_fails_at_the_end_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything is saved: the run went well."""
+
+    def fail(*args: object) -> None:
+        raise DiskError("commits: cannot rename")
+
+    monkeypatch.setattr(retention, "sweep", fail)
+    tiny_run(tmp_path).ok()
+
+    assert latest(tmp_path) == "1_0"
 
 
 def test_a_rank_whose_saves_failed_keeps_no_other_waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -516,7 +611,6 @@ def test_resuming_from_one_directory_and_saving_to_another(tmp_path: Path) -> No
     origin = attempts.read_all(save)[-1].origin
     assert origin is not None
     assert (origin.position, origin.save) == (P("0_5"), str(source))
-    assert not names.payload(save, "policy", 0, P("0_5")).exists()
 
 
 def test_a_target_that_holds_other_checkpoints(tmp_path: Path) -> None:

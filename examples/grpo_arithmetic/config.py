@@ -58,12 +58,15 @@ def parse_override(text: str) -> tuple[str, Any]:
     """`rl_config.seed=3` as a key and a YAML value.
 
     Raises:
-        ConfigError: No `=` in it.
+        ConfigError: No `=` in it, or no YAML behind it.
     """
     key, separator, value = text.partition("=")
     if not separator:
         raise ConfigError(f"command line: found {text!r}, expected KEY=VALUE, such as rl_config.seed=3")
-    return key, yaml.safe_load(value)
+    try:
+        return key, yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise ConfigError(f"command line: {key}: found {value!r}, expected a YAML value") from None
 
 
 def _read(path: Path) -> Tree:
@@ -71,7 +74,7 @@ def _read(path: Path) -> Tree:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}; expected a YAML file") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(tree or {}, dict):
         found = type(tree).__name__

@@ -7,6 +7,7 @@ an iterator for each epoch would repeat one order.
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -21,6 +22,7 @@ from grpo_arithmetic import task
 from grpo_arithmetic.errors import ConfigError
 from grpo_arithmetic.settings import TaskConfig
 from grpo_arithmetic.task import Prompts
+from ms_resume.errors import DiskError
 
 COLUMNS = ["prompt_id", "tokens", "answer"]
 SCHEMA = {
@@ -39,11 +41,18 @@ def make_files(train_file: Path, config: TaskConfig) -> None:
 
     Raises:
         ConfigError: A file that is there holds another number of prompts than the task has.
+        DiskError: One cannot be made.
     """
     train, held_out = task.split(config.numbers, config.held_out)
     for path, prompts in ((held_out_file(train_file), held_out), (train_file, train)):
         if not path.exists():
-            _write(path, prompts)
+            try:
+                _write(path, prompts)
+            except OSError as error:
+                raise DiskError(
+                    f"{path}: cannot be made: {error.strerror}",
+                    hint="give --save_checkpoint_dir, or --dataset_file, a place that can be written",
+                ) from error
         found = ds.MindDataset(str(path)).get_dataset_size()
         if found != len(prompts):
             raise ConfigError(f"{path}: found {found} prompts, expected {len(prompts)} for {config}")
@@ -79,6 +88,14 @@ def _raw(prompts: Prompts) -> list[dict[str, Any]]:
 
 def _prompts(row: dict[str, Any]) -> Prompts:
     return Prompts(*(np.ascontiguousarray(row[column], np.int32) for column in COLUMNS))
+
+
+def _seed_datasets(seed: int) -> None:
+    """MindSpore seeds Python's and NumPy's random numbers along: in a resume, just after they were restored."""
+    python, numpy = random.getstate(), np.random.get_state()
+    ds.config.set_seed(seed)
+    random.setstate(python)
+    np.random.set_state(numpy)
 
 
 class PromptStream:
@@ -143,7 +160,7 @@ class PromptStream:
         return pipeline.create_dict_iterator(num_epochs=self._epochs, output_numpy=True)
 
     def _pipeline(self) -> Any:
-        ds.config.set_seed(self._seed)
+        _seed_datasets(self._seed)
         rows = ds.MindDataset(
             str(self._path),
             columns_list=COLUMNS,

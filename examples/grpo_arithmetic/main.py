@@ -17,13 +17,12 @@ from typing import Any
 if __name__ == "__main__":  # The folder itself would shadow modules named `data` or `config` of others.
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import yaml
-
 from grpo_arithmetic import config as configuration
 from grpo_arithmetic.errors import EXIT_CODE, ConfigError
 from grpo_arithmetic.settings import Config
 from ms_resume import strategies
 from ms_resume.errors import MsResumeError
+from ms_resume.framework import version
 
 KEY_OF_FLAG = {
     "dataset_file": "rl_config.dataset_file",
@@ -86,8 +85,8 @@ def _strategy_flag(args: argparse.Namespace) -> dict[str, Any]:
 def _reward_flags(args: argparse.Namespace) -> dict[str, Any]:
     names, numbers = args.verifier_function, args.verifier_weight
     functions = {"reward_config.verifier_function": names.split(",")} if names else {}
-    weights = {"reward_config.verifier_weight": yaml.safe_load(f"[{numbers}]")} if numbers else {}
-    return functions | weights
+    weights = [configuration.parse_override(f"reward_config.verifier_weight=[{numbers}]")] if numbers else []
+    return functions | dict(weights)
 
 
 def _tensorboard_flag(args: argparse.Namespace) -> dict[str, Any]:
@@ -130,6 +129,7 @@ def main(arguments: list[str]) -> int:
 
 
 def train(args: argparse.Namespace, config: Config) -> int:
+    version.require()
     # Imported here so that a wrong flag or key is answered at once, and without MindSpore.
     from grpo_arithmetic import request, sabotage, world
     from grpo_arithmetic.trainer import GRPOTrainer

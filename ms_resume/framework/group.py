@@ -17,6 +17,10 @@ class Group(Protocol):
     def exchange(self, data: bytes) -> list[bytes]: ...
 
 
+_GATHERED = 1 << 22
+"""Values that one AllGather brings in from all ranks together: 16 MiB of device memory, however long the messages."""
+
+
 class Solo:
     """A job of one rank."""
 
@@ -46,7 +50,9 @@ class MindSporeGroup:
         lengths = [int(length[0]) for length in self._gather(np.array([len(data)], np.float32))]
         padded = np.zeros(max(*lengths, 1), np.float32)
         padded[: len(data)] = np.frombuffer(data, np.uint8)
-        gathered = self._gather(padded)
+        step = max(_GATHERED // self.world_size, 1)
+        pieces = [self._gather(padded[begin : begin + step]) for begin in range(0, len(padded), step)]
+        gathered = map(np.concatenate, zip(*pieces, strict=True))
         return [part[:length].astype(np.uint8).tobytes() for part, length in zip(gathered, lengths, strict=True)]
 
     def _gather(self, values: Any) -> list[Any]:

@@ -37,14 +37,16 @@ class Net:
         held = parameter.asnumpy()
         if array.shape != held.shape or array.dtype != held.dtype:
             raise MsResumeError(f"{name}: {array.dtype}{array.shape} does not fit {held.dtype}{held.shape}")
-        address = parameter.data_ptr()
+        device, address = parameter.device, parameter.data_ptr()
         parameter.copy_(Tensor(array.copy()))
-        if parameter.data_ptr() != address:
+        # On Ascend a parameter lies in host memory, at an address of its own or none, until it is first used.
+        if address and parameter.device == device and parameter.data_ptr() != address:
             raise MsResumeError(f"{name}: moved while it was loaded, so training would not see the loaded values")
 
     def addresses(self) -> dict[int, str]:
-        """Buffer address to name, for finding parameters that two nets share."""
-        return {parameter.data_ptr(): name for name, parameter in self._parameters.items() if parameter.size}
+        """Buffer address to name, for finding parameters that two nets share; 0 is no address."""
+        held = self._parameters.items()
+        return {address: name for name, parameter in held if parameter.size and (address := parameter.data_ptr())}
 
 
 def wrap(role: Any) -> Tensors:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from ms_resume.errors import Damaged, NamesMismatch
+from ms_resume.errors import Damaged, MsResumeError, NamesMismatch
 from ms_resume.load.match import LoadReport, match
 from ms_resume.load.source import Source
 from ms_resume.ondisk import payload
@@ -50,6 +50,7 @@ def place(sources: Mapping[str, Source], live: Mapping[str, Tensors], progress: 
 
     Raises:
         Damaged: A digest does not hold, or the generations are mixed; the file and tensor are named.
+        MsResumeError: A live tensor does not hold what was placed.
     """
     placed: dict[str, dict[str, str]] = {}
     for role, tensors in live.items():
@@ -83,7 +84,12 @@ def _check_held(path: Path, tensors: Tensors, digests: Mapping[str, str]) -> Non
     for name, value in tensors.read().items():
         found = payload.digest_of(value.data)
         if found != digests[name]:
-            raise Damaged(f"{path}: tensor {name!r} does not hold what was placed (digest {found})", tensor=name)
+            # Not Damaged: the file is right, so going back to older ones would only throw them away.
+            raise MsResumeError(
+                f"{path}: tensor {name!r} does not hold what was placed (digest {found})",
+                hint="the optimizer must update the policy's own parameters, not copies of them; else this is a bug",
+                tensor=name,
+            )
 
 
 def _wanted(source: Source, role: str) -> dict[str, TensorInfo]:

@@ -109,8 +109,8 @@ def parse_attempt_record(name: str) -> int | None:
     return int(match[1]) if match else None
 
 
-def pin(save: Path, position: Position) -> Path:
-    return save / "pins" / str(position)
+def pins(save: Path) -> Path:
+    return save / "pins"
 
 
 def part(final: Path, attempt: str) -> Path:

@@ -84,6 +84,7 @@ class Checkpointer:
         self._writer: Writer | None = None
         self._heartbeat: Heartbeat | None = None
         self._origin: Position | None = None
+        self._standing = Position(0, 0)
         self._named: Vote | None = None
         self._latest: Vote | None = None
         self.position = Position(0, 0)
@@ -152,7 +153,7 @@ class Checkpointer:
             Superseded: A newer attempt owns the directory; this process must not save again.
         """
         writer, position = self._started(), Position(epoch, step)
-        if position == Position(0, 0) or position == self._origin:
+        if position in (Position(0, 0), self._standing):
             return None
         if epoch < 0 or not 0 <= step < self._job.steps_per_epoch:
             raise UsageError(
@@ -177,8 +178,8 @@ class Checkpointer:
         try:
             if self._writer is not None:  # on every rank alike, whether or not its own saves worked
                 agree.together(self._job.group, lambda: None)
-                agree.together(self._job.group, self._tidy, lambda result: None)
-                self._tidy()
+                agree.together(self._job.group, self._try_to_tidy)
+                self._try_to_tidy()
         finally:
             self._stop_heartbeat()
 
@@ -197,6 +198,8 @@ class Checkpointer:
         writer = self._started()
         self.position = loaded.position
         self._origin = loaded.position if loaded.choice.position else None
+        if loaded.choice.save == self._job.save:
+            self._standing = loaded.position
         self._named = session.previous_vote(self._job, loaded)
         if writer.rank == 0 and self._job.settings.heartbeat_s > 0:
             self._heartbeat = Heartbeat(writer, self._job.settings.heartbeat_s)
@@ -227,8 +230,9 @@ class Checkpointer:
         """Whatever was saved counts all the same, and the next save tidies again."""
         try:
             self._tidy()
-        except (DiskError, Damaged) as error:
-            self._tell(f"ms_resume: warning: retention: {error.message}")
+        except (DiskError, Damaged, OSError) as error:
+            said = str(error) if isinstance(error, OSError) else error.message
+            self._tell(f"ms_resume: warning: retention: {said}")
 
     def _tidy(self) -> None:
         """Moves `latest`, and lets retention do its part. What it cannot do now it does after the next save."""

@@ -125,7 +125,7 @@ def confirm(group: Group, choice: Choice, timeout_s: float) -> Mine:
         Disagreement: They are not, or a rank cannot see its files. Nothing was loaded.
     """
     assert choice.position is not None  # there is something to confirm
-    wait_s = timeout_s if mounts.is_network(choice.save) else 0.0
+    wait_s = visibility_s(choice.save, timeout_s)
     mine, told = agree.together(group, lambda: _open_mine(choice, group.rank, wait_s), lambda pair: pair[1])
     if choice.votes_digest and _combined(told) != choice.votes_digest:
         raise Disagreement(
@@ -134,6 +134,26 @@ def confirm(group: Group, choice: Choice, timeout_s: float) -> Mine:
             votes=told,
         )
     return mine[0]
+
+
+def visibility_s(save: Path, timeout_s: float) -> float:
+    """How long a file that rank 0 has seen may stay unseen on this node: not at all on a disk of its own."""
+    return timeout_s if mounts.is_network(save) else 0.0
+
+
+def wait_for(path: Path, look: Callable[[], T], wait_s: float) -> T:
+    """Looks until the network file system shows what rank 0 has seen. Raises Disagreement where it never does."""
+    deadline = time.monotonic() + wait_s
+    while True:
+        try:
+            return look()
+        except OSError as error:
+            if time.monotonic() >= deadline:
+                raise Disagreement(
+                    f"{path}: {error.strerror}, rank 0 saw it" + (f" (waited {wait_s:.0f} s)" if wait_s else ""),
+                    hint="check that this node mounts the same save directory, then start again",
+                ) from error
+        time.sleep(0.5)
 
 
 def _choice(located: Located, checkpoint: Checkpoint) -> Choice:
@@ -162,14 +182,14 @@ def _open_mine(choice: Choice, rank: int, wait_s: float) -> tuple[Mine, str]:
     if not choice.votes_digest:
         files = {role: _of_rank(Path(path), rank) for role, path in choice.templates}
         for path in files.values():
-            _wait_for(path, path.stat, wait_s)
+            wait_for(path, path.stat, wait_s)
         return Mine(files, None), ""
     path = names.vote(choice.save, choice.position, rank)
-    content = _wait_for(path, path.read_bytes, wait_s)
+    content = wait_for(path, path.read_bytes, wait_s)
     vote = votes.decode(path, content)
     files = {file.role: choice.save / file.path for file in vote.files}
     for file in files.values():
-        _wait_for(file, file.stat, wait_s)
+        wait_for(file, file.stat, wait_s)
     return Mine(files, vote), payload.digest_of(content)
 
 
@@ -178,18 +198,3 @@ def _of_rank(path: Path, rank: int) -> Path:
     name = names.parse_payload(path.name)
     assert name is not None
     return path.parent.parent / f"rank_{rank}" / f"{name.prefix}_rank_{rank}-{name.position}.{name.format}"
-
-
-def _wait_for(path: Path, look: Callable[[], T], wait_s: float) -> T:
-    """Looks until the network file system shows what rank 0 has seen."""
-    deadline = time.monotonic() + wait_s
-    while True:
-        try:
-            return look()
-        except OSError as error:
-            if time.monotonic() >= deadline:
-                raise Disagreement(
-                    f"{path}: {error.strerror}, rank 0 saw it" + (f" (waited {wait_s:.0f} s)" if wait_s else ""),
-                    hint="check that this node mounts the same save directory, then start again",
-                ) from error
-        time.sleep(0.5)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ms_resume import load
@@ -18,11 +19,12 @@ GLOBAL_STEP = "global_step"
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """The states to restore, read and checked, and the components that start anew."""
+    """The states to restore, read and checked, the components that start anew, and states that nobody asks for."""
 
     components: Mapping[str, Component]
     states: Mapping[str, Mapping[str, Any]]
     anew: tuple[str, ...]
+    unclaimed: tuple[str, ...] = ()
 
     def apply(self, position: Position) -> None:
         """Restores every component. One that starts anew and can `seek` is put at the position at least.
@@ -68,7 +70,8 @@ def settle(
             f"{', '.join(sorted(states))}; nothing was loaded",
             hint=f"let it start anew with allow_missing={refused!r}",
         )
-    return Settled(components, {n: states[n] for n in components if n in states}, tuple(absent))
+    unclaimed = tuple(sorted(states.keys() - components.keys()))
+    return Settled(components, {n: states[n] for n in components if n in states}, tuple(absent), unclaimed)
 
 
 def check_parallel(about: Mapping[str, Any], vote: Vote | None) -> None:
@@ -96,6 +99,12 @@ def check_steps(position: Position, steps_per_epoch: int, vote: Vote | None) -> 
             found=saved,
             expected=steps_per_epoch,
         )
+
+
+def unclaimed(files: Mapping[str, Path], roles: Mapping[str, Tensors], settled: Settled) -> list[str]:
+    """What the checkpoint holds and this job does not take: the trainer lost it, on purpose or not."""
+    left = [*sorted(files.keys() - roles.keys() - {"state"}), *settled.unclaimed]
+    return [f"the checkpoint also holds {', '.join(left)}, which this job does not restore"] if left else []
 
 
 def differences(about: Mapping[str, Any], vote: Vote | None) -> list[str]:

@@ -17,7 +17,7 @@ from ms_resume.framework import nets
 from ms_resume.framework.group import Group
 from ms_resume.layouts import foreign, survey
 from ms_resume.load.source import Source
-from ms_resume.ondisk import atomic, attempts
+from ms_resume.ondisk import atomic, attempts, names
 from ms_resume.records import Origin, Position, Rejection, Vote, Writer
 from ms_resume.resume import agree, choice, restore
 from ms_resume.resume.choice import Choice, Mine
@@ -65,11 +65,14 @@ class Loaded:
 
 
 def prepare(job: Job, request: Request) -> int:
-    """Everything that must hold before a byte is read: roles apart, directory writable and free.
+    """Everything that must hold before a byte is read: ranks started alike, roles apart, directory writable and free.
 
     Returns:
         The ordinal of the newest attempt now; `open_attempt` refuses where another job opened one since.
     """
+    _, told = agree.together(job.group, lambda: _asked(job, request), lambda asked: asked)
+    for what in told[0]:
+        agree.same_everywhere(what, [asked[what] for asked in told])
     agree.together(job.group, lambda: nets.check_separate(job.roles["policy"], job.roles.get("ref")))
     agree.together(job.group, lambda: _check_writable(job.save))
     check = attempts.newest_ordinal if request.take_over else ownership.check_free
@@ -110,7 +113,8 @@ def open_attempt(job: Job, loaded: Loaded, after: int) -> Writer:
     document = agree.from_first(job.group, lambda: _open_record(job, origin, after))
     attempt = attempts.decode(document)
     writer = Writer(job.save, attempt, job.group.rank, job.group.world_size)
-    agree.together(job.group, lambda: _take_place(writer, loaded))
+    wait_s = choice.visibility_s(job.save, job.settings.visibility_timeout_s)
+    agree.together(job.group, lambda: _take_place(writer, loaded, wait_s))
     return writer
 
 
@@ -118,6 +122,19 @@ def previous_vote(job: Job, loaded: Loaded) -> Vote | None:
     """This rank's vote in the checkpoint it started from, when that lies in the save directory."""
     same = loaded.mine is not None and loaded.choice.save == job.save
     return loaded.mine.vote if same and loaded.mine else None
+
+
+def _asked(job: Job, request: Request) -> dict[str, Any]:
+    """What decides the order of the exchanges below, and what a position means: ranks that differ would mix both up."""
+    return {
+        "resume (--resume_training)": request.resume,
+        "allow_fresh_start": request.allow_fresh_start,
+        "take_over": request.take_over,
+        "allow_missing": sorted(request.allow_missing),
+        "steps_per_epoch": job.steps_per_epoch,
+        "the parallel strategy": job.about["parallel"],
+        "max_rollback (MS_RESUME_MAX_ROLLBACK)": job.settings.max_rollback,
+    }
 
 
 def _check_writable(save: Path) -> None:
@@ -160,14 +177,7 @@ def _choose(job: Job, request: Request, excluded: list[Rejection]) -> Choice:
 
 def _load(job: Job, request: Request, chosen: Choice) -> Loaded:
     began = time.monotonic()
-    if chosen.world_size != job.group.world_size:
-        raise LayoutMismatch(
-            f"{chosen.save}: checkpoint {chosen.position} was made by {chosen.world_size} ranks, this job has "
-            f"{job.group.world_size}",
-            hint=f"start it with {chosen.world_size} workers",
-            found=chosen.world_size,
-            expected=job.group.world_size,
-        )
+    _check_world_size(chosen, job.group.world_size)
     mine = choice.confirm(job.group, chosen, job.settings.visibility_timeout_s)
     sources, _ = agree.together(job.group, lambda: _open(job, mine))
     settled, _ = agree.together(
@@ -180,7 +190,11 @@ def _load(job: Job, request: Request, chosen: Choice) -> Loaded:
     agree.together(job.group, lambda: restore.check_steps(position, job.steps_per_epoch, mine.vote))
     agree.together(job.group, lambda: load.place(sources, job.roles))
     agree.together(job.group, lambda: settled.apply(position))
-    warnings = (*chosen.warnings, *restore.differences(job.about, mine.vote))
+    warnings = (
+        *chosen.warnings,
+        *restore.unclaimed(mine.files, job.roles, settled),
+        *restore.differences(job.about, mine.vote),
+    )
     return Loaded(
         chosen,
         position,
@@ -191,6 +205,17 @@ def _load(job: Job, request: Request, chosen: Choice) -> Loaded:
         bytes=sum(path.stat().st_size for path in mine.files.values()),
         seconds=time.monotonic() - began,
     )
+
+
+def _check_world_size(chosen: Choice, world_size: int) -> None:
+    if chosen.world_size != world_size:
+        raise LayoutMismatch(
+            f"{chosen.save}: checkpoint {chosen.position} was made by {chosen.world_size} ranks, this job has "
+            f"{world_size}",
+            hint=f"start it with {chosen.world_size} workers",
+            found=chosen.world_size,
+            expected=world_size,
+        )
 
 
 def _open(job: Job, mine: Mine) -> dict[str, Source]:
@@ -218,7 +243,9 @@ def _open_record(job: Job, origin: Origin | None, after: int) -> dict[str, Any]:
     return attempts.document(attempt)
 
 
-def _take_place(writer: Writer, loaded: Loaded) -> None:
+def _take_place(writer: Writer, loaded: Loaded, wait_s: float) -> None:
+    record = names.attempt_record(writer.save, writer.attempt.ordinal)
+    choice.wait_for(record, record.stat, wait_s)  # on a disk of its own this node would save into nowhere
     if loaded.mine is not None:
         commit.record_meta(writer, loaded.mine.files)
     retention.sweep_temp_files(writer)

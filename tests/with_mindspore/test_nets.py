@@ -150,6 +150,52 @@ def test_parameters_of_one_name_are_refused():
         Net(cell)
 
 
+class NotYetUsed:
+    """A parameter of an Ascend job before its first operator: in host memory, whose address MindSpore 2.7 gives as 0.
+
+    A stand-in, from MindSpore's source; nothing here runs on Ascend.
+    """
+
+    name, size = "w", 3
+
+    def __init__(self, address: int, device: str = "CPU") -> None:
+        self.device, self._address, self._value = device, address, np.zeros(3, np.float32)
+
+    def get_parameters(self):
+        return [self]
+
+    def asnumpy(self):
+        return self._value
+
+    def data_ptr(self):
+        return self._address
+
+    def copy_(self, value):
+        self.device, self._address, self._value = "Ascend:0", 4096, value.asnumpy()
+
+
+@pytest.mark.parametrize("address", [0, 512])
+def test_a_parameter_may_move_to_its_device_as_it_is_placed(address):
+    """Nothing was compiled for where it was."""
+    net = Net(NotYetUsed(address))
+    net.place("w", HostTensor("F32", (3,), memoryview(np.ones(3, np.float32)).cast("B")))
+
+    assert bytes(net.read()["w"].data) == np.ones(3, np.float32).tobytes()
+
+
+def test_a_parameter_that_moves_on_its_device_is_refused():
+    """What was compiled goes on with the old place."""
+    net = Net(NotYetUsed(512, "Ascend:0"))
+
+    with pytest.raises(MsResumeError, match="moved"):
+        net.place("w", HostTensor("F32", (3,), memoryview(np.ones(3, np.float32)).cast("B")))
+
+
+def test_parameters_without_an_address_share_nothing():
+    """Every start on Ascend would be refused."""
+    nets.check_separate(Net(NotYetUsed(0)), Net(NotYetUsed(0)))
+
+
 def test_a_reference_that_shares_memory_is_refused():
     """One dict loaded into two nets makes them share memory: training the policy would train the reference."""
     policy, ref = Model(0), Model(0)
