@@ -559,6 +559,72 @@ class Cursor:
         self.sought.append((epoch, step))
 
 
+class Seeding:
+    """A component that seeds NumPy when it is restored, as opening a dataset does."""
+
+    name = "seeding"
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+    def restore(self, state: Any) -> None:
+        np.random.seed(7)
+
+
+def test_random_sources_are_restored_last(tmp_path: Path) -> None:
+    """Whatever a component does to them on the way, and in whatever order they were given."""
+
+    def components() -> dict[str, Any]:
+        return {"components": [ms_resume.Randomness(), Seeding()]}
+
+    def save(checkpointer: ms_resume.Checkpointer, me: TinyRank) -> float:
+        checkpointer.start(resume=False)
+        checkpointer.save(0, 5)
+        return float(np.random.random())
+
+    def resume(checkpointer: ms_resume.Checkpointer, me: TinyRank) -> float:
+        checkpointer.start(resume=True)
+        return float(np.random.random())
+
+    drawn = one_rank(tmp_path, save, **components())
+
+    assert one_rank(tmp_path, resume, **components()) == drawn
+
+
+def test_state_that_cannot_be_saved_is_found_at_the_start(tmp_path: Path) -> None:
+    """Not at the first save, hours later; and before there is a record of this start."""
+    with pytest.raises(UsageError, match=r"counters\.by_step"):
+        one_rank(
+            tmp_path,
+            lambda c, me: c.start(resume=False),
+            components=[ms_resume.Fields("counters", type("Counters", (), {"by_step": {1: 2}})(), "by_step")],
+        )
+
+    assert savers.files(tmp_path) == {}
+
+
+def test_starting_twice(tmp_path: Path) -> None:
+    """A second attempt would supersede the first."""
+
+    def act(checkpointer: ms_resume.Checkpointer, me: TinyRank) -> None:
+        checkpointer.start(resume=False)
+        with pytest.raises(UsageError, match="started already"):
+            checkpointer.start(resume=False)
+
+    one_rank(tmp_path, act)
+
+    assert attempts.newest_ordinal(tmp_path) == 1
+
+
+def test_a_reference_kept_elsewhere_is_no_position_here(tmp_path: Path) -> None:
+    """A first start with --resume_training always on, and the reference of another run."""
+    tiny_run(tmp_path / "old").ok()
+    (tmp_path / "new").mkdir()
+    ranks = tiny_run(tmp_path / "new", resume=True, start={"ref_dir": tmp_path / "old" / "ref"}).ok()
+
+    assert "FRESH START" in ranks[0].said[0]
+
+
 def test_another_parallel_strategy(tmp_path: Path) -> None:
     """Both values; nothing is loaded."""
     tiny_run(tmp_path, world_size=1, stop=(0, 6), parallel={"model_parallel": 1}).ok()

@@ -74,7 +74,7 @@ def _newest_reference(survey: Survey, position: Position, world_size: int) -> Po
     def everywhere(candidate: Position) -> bool:
         return not _without(survey, candidate, "ref", world_size)
 
-    return next((p for p in survey.positions if p <= position and p in survey.payloads and everywhere(p)), None)
+    return next((p for p in sorted(survey.payloads, reverse=True) if p <= position and everywhere(p)), None)
 
 
 def _files(survey: Survey, position: Position, reference: Position, world_size: int) -> tuple[Found, ...]:

@@ -36,10 +36,14 @@ class Survey:
     def line(self) -> attempts.Line:
         return attempts.line_of(self.records)
 
+    def _here(self, files: Files) -> bool:
+        """A reference that is kept elsewhere is no position of this directory."""
+        return any(path.is_relative_to(self.save) for path in files.values())
+
     @property
     def positions(self) -> list[Position]:
         """Newest first; stock code's final (epochs, steps per epoch) counts as (epochs, 0)."""
-        found = self.payloads.keys() | self.voted
+        found = {p for p, files in self.payloads.items() if self._here(files)} | self.voted
 
         def meant(position: Position) -> Position:
             return position if position in self.voted else position.normal(self.steps_per_epoch)

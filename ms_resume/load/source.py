@@ -25,6 +25,7 @@ class Source:
     def __init__(self, path: Path, expected: Payload | None = None) -> None:
         self.path = path
         with _reported(path):
+            self.bytes = path.stat().st_size
             self._open(path, expected)
 
     def _open(self, path: Path, expected: Payload | None) -> None:

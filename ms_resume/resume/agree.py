@@ -28,7 +28,7 @@ def together(
     """
     results: list[T] = []
     outcome = _attempt(action, tell, results)
-    outcomes = [json.loads(data) for data in group.exchange(json.dumps(outcome).encode())]
+    outcomes = [json.loads(data) for data in group.exchange(json.dumps(outcome, default=str).encode())]
     failed = {rank: outcome["error"] for rank, outcome in enumerate(outcomes) if "error" in outcome}
     if failed:
         raise _joint(failed, group.world_size)

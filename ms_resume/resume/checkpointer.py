@@ -117,6 +117,8 @@ class Checkpointer:
         Raises:
             MsResumeError: The same on all ranks; each kind says what it leaves. Nothing saved is changed.
         """
+        if self._writer is not None:
+            raise UsageError("the Checkpointer was started already", hint="make a new one for another start")
         from_dir = Path(source).resolve() if source else self._job.save
         request = Request(
             resume=resume,

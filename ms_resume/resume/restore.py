@@ -11,6 +11,7 @@ from ms_resume import load
 from ms_resume.errors import LayoutMismatch, NamesMismatch
 from ms_resume.load.source import Source
 from ms_resume.records import Position, Vote
+from ms_resume.resume.components.randomness import Randomness
 from ms_resume.state import Component, Tensors, unpack
 
 GLOBAL_STEP = "global_step"
@@ -32,18 +33,22 @@ class Settled:
         Raises:
             NamesMismatch: A component does not take its state. The nets are loaded; this process must not train.
         """
-        for name, state in self.states.items():
-            try:
-                self.components[name].restore(state)
-            except (KeyError, TypeError, ValueError) as error:
-                raise NamesMismatch(
-                    f"component {name}: cannot take its saved state: {error!r}",
-                    hint="run with the code and the configuration that saved it, or let it start anew (allow_missing)",
-                ) from error
         for name in self.anew:
             seek = getattr(self.components[name], "seek", None)
             if seek is not None:
                 seek(position.epoch, position.step)
+        # Random sources last: a component that opens a dataset or builds a net seeds or draws from them.
+        for name in sorted(self.states, key=lambda name: isinstance(self.components[name], Randomness)):
+            self._restore(name)
+
+    def _restore(self, name: str) -> None:
+        try:
+            self.components[name].restore(self.states[name])
+        except (KeyError, TypeError, ValueError) as error:
+            raise NamesMismatch(
+                f"component {name}: cannot take its saved state: {error!r}",
+                hint="run with the code and the configuration that saved it, or let it start anew (allow_missing)",
+            ) from error
 
 
 def settle(

@@ -22,7 +22,7 @@ from ms_resume.records import Origin, Position, Rejection, Vote, Writer
 from ms_resume.resume import agree, choice, restore
 from ms_resume.resume.choice import Choice, Mine
 from ms_resume.settings import Settings
-from ms_resume.state import Component, Tensors
+from ms_resume.state import Component, Tensors, pack
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +73,7 @@ def prepare(job: Job, request: Request) -> int:
     _, told = agree.together(job.group, lambda: _asked(job, request), lambda asked: asked)
     for what in told[0]:
         agree.same_everywhere(what, [asked[what] for asked in told])
+    agree.together(job.group, lambda: pack(job.components))  # what cannot be saved is found now, not hours later
     agree.together(job.group, lambda: nets.check_separate(job.roles["policy"], job.roles.get("ref")))
     agree.together(job.group, lambda: _check_writable(job.save))
     check = attempts.newest_ordinal if request.take_over else ownership.check_free
@@ -202,7 +203,7 @@ def _load(job: Job, request: Request, chosen: Choice) -> Loaded:
         restored=(*job.roles, *settled.states),
         anew=settled.anew,
         warnings=warnings,
-        bytes=sum(path.stat().st_size for path in mine.files.values()),
+        bytes=sum(source.bytes for source in sources.values()),
         seconds=time.monotonic() - began,
     )
 
