@@ -1,6 +1,6 @@
 """What a checkpoint is made of, on the side of the trainer: named tensors, and components with a small state.
 
-A role (policy, optimizer, ref) is anything with the two methods of `Tensors`: a MindSpore net through
+A role (policy, optimizer, ref) is anything with the methods of `Tensors`: a MindSpore net through
 `framework.nets.Net`, a dict of NumPy arrays through `Arrays`.
 """
 
@@ -43,6 +43,9 @@ class Tensors(Protocol):
     def read(self) -> dict[str, HostTensor]:
         """The values now. A view that the next update may change; whoever keeps it longer copies it."""
 
+    def infos(self) -> dict[str, TensorInfo]:
+        """Their dtypes and shapes, without a copy of what a device holds."""
+
     def place(self, name: str, value: HostTensor) -> None:
         """Gives the tensor `name` new bytes, in place: whatever trains on it trains on them."""
 
@@ -65,6 +68,9 @@ class Arrays(dict[str, "NDArray[Any]"]):
 
     def read(self) -> dict[str, HostTensor]:
         return {name: from_array(array) for name, array in self.items()}
+
+    def infos(self) -> dict[str, TensorInfo]:
+        return infos(self.read())
 
     def place(self, name: str, value: HostTensor) -> None:
         self[name][...] = to_array(value)

@@ -10,6 +10,8 @@ from __future__ import annotations
 from typing import Any
 
 from ms_resume.errors import MsResumeError, UsageError
+from ms_resume.ondisk import ckpt
+from ms_resume.records import TensorInfo
 from ms_resume.state import HostTensor, Tensors, from_array, to_array
 
 
@@ -29,14 +31,16 @@ class Net:
     def read(self) -> dict[str, HostTensor]:
         return {name: from_array(parameter.asnumpy()) for name, parameter in self._parameters.items()}
 
+    def infos(self) -> dict[str, TensorInfo]:
+        return {name: _info(parameter) for name, parameter in self._parameters.items()}
+
     def place(self, name: str, value: HostTensor) -> None:
         from mindspore import Tensor
 
-        parameter = self._parameters[name]
-        array = _array(value)
-        held = parameter.asnumpy()
-        if array.shape != held.shape or array.dtype != held.dtype:
-            raise MsResumeError(f"{name}: {array.dtype}{array.shape} does not fit {held.dtype}{held.shape}")
+        parameter, array = self._parameters[name], _array(value)
+        held = _info(parameter)
+        if (value.dtype, value.shape) != (held.dtype, held.shape):
+            raise MsResumeError(f"{name}: {value.dtype}{value.shape} does not fit {held.dtype}{held.shape}")
         device, address = parameter.device, parameter.data_ptr()
         parameter.copy_(Tensor(array.copy()))
         # On Ascend a parameter lies in host memory, at an address of its own or none, until it is first used.
@@ -66,6 +70,10 @@ def check_separate(policy: Tensors, ref: Tensors | None) -> None:
             "training the policy would train the reference",
             hint="load them from two dicts, or copy each value (one dict loaded into two nets is shared)",
         )
+
+
+def _info(parameter: Any) -> TensorInfo:
+    return TensorInfo(ckpt.DTYPES[str(parameter.dtype)], tuple(int(size) for size in parameter.shape))
 
 
 def _array(value: HostTensor) -> Any:

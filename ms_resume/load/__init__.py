@@ -17,7 +17,7 @@ from ms_resume.load.match import LoadReport, match
 from ms_resume.load.source import Source
 from ms_resume.ondisk import payload
 from ms_resume.records import TensorInfo
-from ms_resume.state import Tensors, infos
+from ms_resume.state import Tensors
 
 Progress = Callable[[int], None]
 
@@ -31,7 +31,7 @@ def settle(sources: Mapping[str, Source], live: Mapping[str, Tensors]) -> dict[s
     Raises:
         NamesMismatch: One role or more does not fit; the message holds the report of each.
     """
-    reports = {role: match(_wanted(sources[role], role), infos(tensors.read())) for role, tensors in live.items()}
+    reports = {role: match(_wanted(sources[role], role), tensors.infos()) for role, tensors in live.items()}
     bad = [f"{role} ({sources[role].path}): {report}" for role, report in reports.items() if not report.clean]
     if bad:
         raise NamesMismatch(

@@ -24,12 +24,14 @@ SLICE_BYTES = 512 << 20
 CRC_MARK = b"crc_num"
 _TRAILER_BYTES = len(CRC_MARK) + 10
 
-_DTYPES = {
+DTYPES = {
     "Float32": "F32", "Float16": "F16", "BFloat16": "BF16", "Float64": "F64",
     "Int8": "I8", "Int16": "I16", "Int32": "I32", "Int64": "I64",
     "UInt8": "U8", "UInt16": "U16", "UInt32": "U32", "UInt64": "U64", "Bool": "BOOL",
 }  # fmt: skip  # one line per family
-_TYPES = {dtype: name for name, dtype in _DTYPES.items()}
+"""MindSpore's names of dtypes to those of safetensors."""
+
+_TYPES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +141,7 @@ def _value(data: memoryview, offset: int, end: int) -> tuple[str, TensorInfo, in
         if key == 1:
             dims += _dims(data, begin, offset)
         elif key == 2:
-            dtype = _DTYPES[bytes(data[begin:offset]).decode()]
+            dtype = DTYPES[bytes(data[begin:offset]).decode()]
         elif key == 3:
             content = (begin, offset - begin)
     if not (tag and dtype):

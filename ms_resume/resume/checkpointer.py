@@ -26,7 +26,7 @@ from ms_resume.records import Position, Vote, Writer
 from ms_resume.resume import agree, banner, fingerprint, restore, session
 from ms_resume.resume.session import Job, Loaded, Request
 from ms_resume.settings import Settings, from_environment
-from ms_resume.state import Component, HostTensor, infos, pack, scalar
+from ms_resume.state import Component, HostTensor, pack, scalar
 
 
 class Checkpointer:
@@ -34,7 +34,7 @@ class Checkpointer:
 
     Args:
         save: The save directory, shared by all ranks.
-        policy, optimizer, ref: MindSpore cells, or anything with the two methods of `ms_resume.state.Tensors`. The
+        policy, optimizer, ref: MindSpore cells, or anything with the methods of `ms_resume.state.Tensors`. The
             optimizer's tensors include the weights that it updates, as MindSpore has it.
         components: Everything else that the next step depends on; each name once.
         steps_per_epoch: For positions and for stock code's final checkpoint.
@@ -71,7 +71,7 @@ class Checkpointer:
             steps_per_epoch=steps_per_epoch,
             about={
                 "steps_per_epoch": steps_per_epoch,
-                "layout": fingerprint.layout({role: infos(tensors.read()) for role, tensors in live.items()}),
+                "layout": fingerprint.layout({role: tensors.infos() for role, tensors in live.items()}),
                 "parallel": dict(parallel or {}),
                 "config": fingerprint.config(config or {}),
                 "model_config": dict(model_config or {}),

@@ -22,7 +22,7 @@ from ms_resume.framework.group import Solo
 from ms_resume.framework.nets import Net
 from ms_resume.ondisk import names, payload
 from ms_resume.records import Position
-from ms_resume.state import HostTensor
+from ms_resume.state import HostTensor, infos
 
 POSITION = Position(0, 4)
 
@@ -131,6 +131,14 @@ def test_every_dtype_is_placed_bit_for_bit():
         assert bytes(Net(run.policy).read()[name].data) == flipped
 
 
+def test_dtypes_and_shapes_are_known_without_a_copy():
+    """What MindSpore says of a parameter is what its bytes are saved as."""
+    run = Run()
+
+    for net in (Net(run.policy), Net(run.optimizer)):
+        assert net.infos() == infos(net.read())
+
+
 def test_a_value_that_does_not_fit_is_refused():
     """`copy_` alone would broadcast and cast it."""
     net = Net(Run().policy)
@@ -156,7 +164,7 @@ class NotYetUsed:
     A stand-in, from MindSpore's source; nothing here runs on Ascend.
     """
 
-    name, size = "w", 3
+    name, size, shape, dtype = "w", 3, (3,), ms.float32
 
     def __init__(self, address: int, device: str = "CPU") -> None:
         self.device, self._address, self._value = device, address, np.zeros(3, np.float32)
