@@ -634,6 +634,29 @@ def test_another_parallel_strategy(tmp_path: Path) -> None:
     assert "model_parallel was 1, is 2" in str(error)
 
 
+@pytest.mark.parametrize(
+    "now",
+    [
+        {"name": "template", "actor": {"data_parallel": 2}},
+        {"name": "", "actor": {"data_parallel": 2}, "generate": {"data_parallel": 1}},
+        {"name": "", "actor": {"data_parallel": 2}, "ref": {"data_parallel": 2}},
+        {},
+    ],
+    ids=["named by a template", "another split of rollouts", "says more", "says nothing"],
+)
+def test_a_strategy_that_gives_the_same_payloads(tmp_path: Path, now: dict[str, Any]) -> None:
+    """Only what both sides say, and what decides shapes, is compared."""
+    saved = {"name": "", "actor": {"data_parallel": 2}, "ref": None, "generate": None}
+
+    def save(checkpointer: ms_resume.Checkpointer, me: TinyRank) -> None:
+        checkpointer.start(resume=False)
+        checkpointer.save(0, 5)
+
+    one_rank(tmp_path, save, parallel=saved)
+
+    assert one_rank(tmp_path, lambda c, me: c.start(resume=True), parallel=now) == P("0_5")
+
+
 def test_another_number_of_steps_per_epoch(tmp_path: Path) -> None:
     """0_6 of ten steps is other data than 0_6 of five; it is neither passed over nor read as 0_0."""
     tiny_run(tmp_path, save_every=2, stop=(0, 9)).ok()

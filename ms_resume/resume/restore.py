@@ -79,12 +79,17 @@ def settle(
     return Settled(components, {n: states[n] for n in components if n in states}, tuple(absent), unclaimed)
 
 
+_NO_SHAPES = ("name", "generate")
+"""What of a strategy decides no payload's shapes: its template's name, and how rollouts are split."""
+
+
 def check_parallel(about: Mapping[str, Any], vote: Vote | None) -> None:
-    """Raises LayoutMismatch where the vote says that the parallel strategy was another one."""
+    """Raises LayoutMismatch where the parallel strategy is another one. What one side does not say is not compared."""
     saved, now = dict(vote.parallel if vote else {}), dict(about["parallel"])
-    if saved and now and saved != now:
-        keys = sorted(key for key in saved.keys() | now.keys() if saved.get(key) != now.get(key))
-        listed = ", ".join(f"{key} was {saved.get(key)!r}, is {now.get(key)!r}" for key in keys)
+    said = [key for key in saved.keys() & now.keys() if saved[key] is not None and now[key] is not None]
+    keys = sorted(key for key in said if key not in _NO_SHAPES and saved[key] != now[key])
+    if keys:
+        listed = ", ".join(f"{key} was {saved[key]!r}, is {now[key]!r}" for key in keys)
         raise LayoutMismatch(
             f"the checkpoint was made with another parallel strategy: {listed}",
             hint="start with the strategy it was made with",
