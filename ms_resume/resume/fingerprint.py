@@ -16,10 +16,11 @@ LEFT_OUT = frozenset(
     (
         "epochs load save resume_training tensorboard tensorboard_dir dataset_file tokenizer_dir save_strategy_dir "
         "save_ckpt_interval save_max_ckpt_num save_ckpt_format load_ckpt_format save_prompt_completions_dir "
-        "save_prompt_completions_interval checkpoint_name model_config port"
+        "save_prompt_completions_interval checkpoint_name model_config parallel_config port"
     ).split()
 )
-"""Keys that a resumed run may change freely: how long it runs, where it reads and writes, and how often."""
+"""Keys that a resumed run may change freely: how long it runs, where it reads and writes, and how often. The vote says
+the parallel configuration apart."""
 
 
 def layout(roles: Mapping[str, Mapping[str, TensorInfo]]) -> str:
