@@ -6,10 +6,10 @@ export VENV ?= $(CURDIR)/.venv
 RUN := PATH="$(VENV)/bin:$$PATH"
 SCRIPTS := .ci/run $(wildcard launch/*.sh scripts/*.sh)
 
-.PHONY: help setup demo kills test lint format clean distclean
+.PHONY: help setup demo kills faults-peers test lint format clean distclean
 
 help: ## this list
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
 setup: ## .venv with MindSpore's CPU build; quick, and offline, once done
 	@scripts/setup_venv.sh
@@ -19,6 +19,12 @@ demo: setup ## train, kill, resume, compare; BREAK=optimizer|rng|data|step leave
 
 kills: setup ## the default run with five random SIGKILLs, compared with an undisturbed one; about 8 minutes
 	$(RUN) python examples/grpo_arithmetic/random_kills.py $(ARGS)
+
+# In an environment of its own, of 4 GB: what it compares with is in the extra `bench`.
+faults-peers: export VENV = $(CURDIR)/.venv-bench
+faults-peers: ## kills the saves of other tools too, and puts the table into docs/durability.md; about 5 minutes
+	@EXTRAS=bench scripts/setup_venv.sh
+	PYTHONPATH=tests $(RUN) python -m faults.peers --write docs/durability.md $(ARGS)
 
 test: setup ## the whole test suite; ARGS= goes to pytest
 	$(RUN) python -m pytest $(ARGS)
@@ -37,5 +43,5 @@ clean: ## remove what builds and tools left behind; never checkpoints or logs of
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
 	find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +
 
-distclean: clean ## clean, and remove .venv
-	rm -rf "$(CURDIR)/.venv" "$(CURDIR)/.venv.lock"
+distclean: clean ## clean, and remove .venv and .venv-bench
+	rm -rf "$(CURDIR)"/.venv{,-bench}{,.lock}

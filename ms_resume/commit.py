@@ -10,14 +10,19 @@ Nothing after this module may see a position that lacks a rank's vote.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from ms_resume import removal
 from ms_resume.errors import Damaged, DiskError, MsResumeError, Superseded
 from ms_resume.ondisk import atomic, meta, names, payload, votes
 from ms_resume.ownership import assert_owner
 from ms_resume.records import Payload, Position, Vote, Writer, ordinal_of
+
+_PATIENCE = 3
+"""Times that a name is cleared for a file: each worker that is slow to die can be in the way once."""
 
 _META_ORDER = ("ref", "optimizer", "policy")
 """Stock code locates each on its own: in this order a kill in between never leaves weights newer than moments."""
@@ -67,10 +72,9 @@ def retract(writer: Writer, position: Position, paths: Iterable[Path]) -> None:
     Raises:
         Superseded: A file there belongs to a newer attempt.
     """
-    assert_owner(writer)  # looking for an unchanged reference takes long: a successor may have voted here since
     vote_path = names.vote(writer.save, position, writer.rank)
     named = _named_by(vote_path)
-    atomic.remove(*([vote_path] if vote_path.exists() else []))
+    removal.retire(writer, vote_path)
     here = {
         path for path in named if (name := names.parse_payload(path.rpartition("/")[2])) and name.position == position
     }
@@ -80,31 +84,49 @@ def retract(writer: Writer, position: Position, paths: Iterable[Path]) -> None:
 
 
 def clear(writer: Writer, path: Path, *, proven: bool = False) -> None:
-    """Removes one payload of an attempt not newer than this one, or renames a foreign file aside."""
+    """Removes one vote or payload of an attempt not newer than this one, or renames a foreign file aside.
+
+    Raises:
+        Superseded: It belongs to a newer attempt, or to another process that says it is this one.
+    """
     if not path.exists():
         return
-    owner = _attempt_of(path)
-    if owner is not None and ordinal_of(owner) > writer.attempt.ordinal:
-        raise Superseded(f"{path}: written by the newer attempt {owner}", hint="let this process end")
-    assert_owner(writer)
-    if owner is not None or proven:
-        atomic.remove(path)
-    else:
-        atomic.rename(path, names.superseded(path, writer.attempt.attempt))
+    is_vote = names.parse_vote(path.name) is not None
+    owner = removal.author_of(path, path.name)
+    if owner is not None and ordinal_of(owner) + is_vote > writer.attempt.ordinal:
+        who = "another process of this attempt" if owner == writer.attempt.attempt else f"the newer attempt {owner}"
+        raise Superseded(f"{path}: written by {who}", hint="let this process end")
+    ours = owner is not None or proven or is_vote
+    removal.retire(writer, path, keep_as=None if ours else names.superseded(path, writer.attempt.attempt))
 
 
 def cast(writer: Writer, vote: Vote) -> None:
-    """Casts the vote: after this, and with those of the other ranks, the position counts."""
-    path = names.vote(writer.save, vote.position, writer.rank)
-    atomic.make_dirs(path.parent)
-    assert_owner(writer)
-    try:
-        atomic.publish(path, [votes.encode(vote)], writer.attempt.attempt)
-    except FileExistsError:
-        raise Superseded(f"{path}: another writer voted here", hint="let this process end") from None
+    """Casts the vote: after this, and with those of the other ranks, the position counts.
+
+    Raises:
+        Superseded: Another writer voted here, and not one of an older attempt.
+    """
+    publish(writer, names.vote(writer.save, vote.position, writer.rank), [votes.encode(vote)])
     # Another rank may have made these directories and died before it synced them.
     atomic.sync_dir(names.commits(writer.save))
     atomic.sync_dir(writer.save)
+
+
+def publish(writer: Writer, path: Path, chunks: Iterable[atomic.Chunk]) -> None:
+    """Gives a vote or payload its name. What workers of older attempts, slow to die, put in the way is cleared."""
+    content = list(chunks)
+    for _ in range(_PATIENCE):
+        atomic.make_dirs(path.parent)
+        assert_owner(writer)
+        try:
+            atomic.publish(path, content, writer.attempt.attempt)
+            return
+        except FileExistsError:
+            clear(writer, path)
+        except DiskError as error:
+            if error.fields["errno"] != errno.ENOENT:
+                raise  # else such a worker renamed the directory away
+    raise Superseded(f"{path}: another writer is at work there", hint="let this process end")
 
 
 def record_meta(writer: Writer, files: dict[str, Path]) -> list[str]:
@@ -142,11 +164,3 @@ def _named_by(vote_path: Path) -> set[str]:
         return {file.path for file in votes.read(vote_path).files}
     except (FileNotFoundError, Damaged):
         return set()
-
-
-def _attempt_of(path: Path) -> str | None:
-    try:
-        mark = payload.read_header(path).mark
-    except Damaged:
-        return None
-    return mark.attempt if mark else None

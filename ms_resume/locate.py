@@ -9,15 +9,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
+from itertools import takewhile
 from pathlib import Path
 
 from ms_resume import layouts
+from ms_resume.errors import Damaged, MsResumeError, NothingToResume, Torn
 from ms_resume.layouts import survey
 from ms_resume.layouts.survey import Survey
 from ms_resume.records import Checkpoint, Located, Position, Rejection
 
 Check = Callable[[Checkpoint], Rejection | None]
 """A further condition on a complete checkpoint, such as `verify.check`."""
+
+_LOOK = "`ms-resume ls` shows what is there; without a position a resume takes the newest whole one"
 
 
 def latest(
@@ -44,11 +48,61 @@ def latest(
     known = {rejection.position: rejection for rejection in excluded}
     rejected: list[Rejection] = []
     for verdict in verdicts(surveyed, known):
-        outcome = (check(verdict) if check else None) or verdict if isinstance(verdict, Checkpoint) else verdict
+        outcome = _checked(verdict, check)
         if isinstance(outcome, Checkpoint):
             return Located(save, outcome, tuple(rejected), outcome.warnings)
         rejected.append(outcome)
     return Located(save, None, tuple(rejected))
+
+
+def at(
+    save: Path,
+    wanted: Position,
+    *,
+    ref_dir: Path | None = None,
+    steps_per_epoch: int | None = None,
+    check: Check | None = None,
+) -> Located:
+    """The live whole checkpoint at `wanted` and at no other position; newer whole ones are rejected as left behind.
+
+    Raises:
+        NothingToResume: Nothing is there, or it is abandoned.
+        Torn, Damaged: What is there is not whole; an attempt record that cannot be read is `Damaged` as well.
+        UsageError: `save` is not a directory.
+    """
+    surveyed = survey.take(save, ref_dir, steps_per_epoch)
+    position = named(surveyed, wanted)
+    found = _checked(layouts.judge(surveyed, position), check)
+    if isinstance(found, Rejection):
+        raise refusal(save, found)
+    newer = takewhile(lambda verdict: verdict.position != position, verdicts(surveyed))
+    return Located(save, found, tuple(_left_behind(verdict, position) for verdict in newer), found.warnings)
+
+
+def named(surveyed: Survey, wanted: Position) -> Position:
+    """The position that `wanted` means: itself, or stock code's final (epochs, steps per epoch) for (epochs, 0).
+
+    Raises:
+        NothingToResume: There is no such position; the message lists those that are there.
+    """
+    there = surveyed.positions
+    meant = [position for position in there if position.normal(surveyed.steps_per_epoch) == wanted]
+    if wanted in there or meant:
+        return wanted if wanted in there else meant[0]
+    listed = ", ".join(map(str, there[:8])) + (", ..." if len(there) > 8 else "")
+    held = f"there are {listed}" if there else "there is none"
+    raise NothingToResume(f"{surveyed.save}: no position {wanted}, {held}", hint=_LOOK)
+
+
+def refusal(save: Path, rejection: Rejection) -> MsResumeError:
+    """The error for a position that was asked for by name and cannot be had."""
+    kinds: dict[str, type[MsResumeError]] = {"torn": Torn, "damaged": Damaged}
+    back = f"ms_resume.repair.restore(Path({str(save)!r}), Position.parse('{rejection.position}')) brings it back"
+    return kinds.get(rejection.kind, NothingToResume)(
+        f"{save}: {rejection.position} is {rejection.kind}: {rejection.reason}",
+        hint=back if rejection.kind == "abandoned" else _LOOK,
+        rejected=[rejection.to_json()],
+    )
 
 
 def every(save: Path, *, ref_dir: Path | None = None) -> list[Checkpoint | Rejection]:
@@ -81,3 +135,13 @@ def never_whole(surveyed: Survey) -> bool:
 
 def _torn_start(surveyed: Survey, position: Position) -> bool:
     return layouts.ours.claims(surveyed, position) and layouts.ours.never_whole(surveyed, position)
+
+
+def _checked(verdict: Checkpoint | Rejection, check: Check | None) -> Checkpoint | Rejection:
+    return (check(verdict) if check and isinstance(verdict, Checkpoint) else None) or verdict
+
+
+def _left_behind(verdict: Checkpoint | Rejection, position: Position) -> Rejection:
+    if isinstance(verdict, Rejection):
+        return verdict
+    return Rejection(verdict.position, "left behind", f"{position} was asked for", (), verdict.attempt)

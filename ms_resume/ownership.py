@@ -9,6 +9,7 @@ launcher cannot harm its successor.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import platform
 import secrets
@@ -54,11 +55,13 @@ def open_attempt(surveyed: Survey, origin: Origin | None, world_size: int, *, af
         if attempts.newest_ordinal(surveyed.save) > after:
             raise FileExistsError
         atomic.publish(record, [attempts.encode(attempt)], attempt.attempt)
-    except FileExistsError:
+    except (FileExistsError, DiskError) as error:
+        if isinstance(error, DiskError) and error.fields["errno"] != errno.ENOENT:
+            raise  # the disk failed; without ENOENT: the winner of a race sweeps the loser's temp file
         raise DirectoryInUse(
             f"{record}: another job has just started in this save directory",
             hint="wait for it to end, or save to another directory",
-        ) from None
+        ) from error
     atomic.sync_dir(names.commits(surveyed.save))
     atomic.sync_dir(surveyed.save)
     return attempt

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ms_resume import ownership
+from ms_resume import ownership, removal
 from ms_resume.errors import Damaged
 from ms_resume.layouts import ours
 from ms_resume.layouts.survey import Survey
@@ -87,8 +87,7 @@ def remove_payloads(writer: Writer) -> int:
         for relative in sorted(named.keys() | _own_payloads(writer, position)):
             path = writer.save / relative
             if relative not in kept and _proven(path, named.get(relative), int(deleted_by)):
-                ownership.assert_owner(writer)
-                atomic.remove(path)
+                removal.retire(writer, path)
                 removed += 1
         if vote.exists():
             atomic.remove(vote)
@@ -96,7 +95,10 @@ def remove_payloads(writer: Writer) -> int:
 
 
 def sweep_temp_files(writer: Writer) -> int:
-    """Each rank: removes its own temp files of older attempts. Stock's `*.tmp` are never touched."""
+    """Each rank: removes its own temp files of attempts that are over. Stock's `*.tmp` are never touched.
+
+    One of this attempt's own ordinal and another name died before its record had that name, or lost the race for it.
+    """
     payloads = [names.rank_dir(writer.save, role, writer.rank) for role in names.DIRECTORIES]
     vote = f"rank_{writer.rank}.json"
     found = [path for directory in payloads for path in _listing(directory)]
@@ -106,7 +108,7 @@ def sweep_temp_files(writer: Writer) -> int:
     removed = 0
     for path in found:
         parsed = names.parse_part(path.name)
-        if parsed and ordinal_of(parsed[1]) < writer.attempt.ordinal:
+        if parsed and parsed[1] != writer.attempt.attempt and ordinal_of(parsed[1]) <= writer.attempt.ordinal:
             ownership.assert_owner(writer)
             atomic.remove(path)
             removed += 1
@@ -143,11 +145,11 @@ def _protected(writer: Writer, surveyed: Survey, complete: Sequence[Position]) -
 
 def _retire(writer: Writer, surveyed: Survey, position: Position) -> None:
     """The vote directory goes out of the way in one rename; without one, an empty directory says the same."""
-    ownership.assert_owner(writer)
     target = names.deleted_dir(writer.save, position, writer.attempt.attempt)
     if position in surveyed.voted:
-        atomic.rename(names.vote_dir(writer.save, position), target)
+        removal.retire(writer, names.vote_dir(writer.save, position), keep_as=target)
     else:
+        ownership.assert_owner(writer)
         atomic.make_dirs(target)
 
 

@@ -59,6 +59,11 @@ def rejection(checkpoint: Checkpoint, findings: list[Finding]) -> Rejection | No
     return Rejection(checkpoint.position, "damaged", findings[0].reason + more, ranks)
 
 
+def headers(checkpoint: Checkpoint) -> Rejection | None:
+    """Why a resume passes a complete checkpoint over before it reads it."""
+    return rejection(checkpoint, check(checkpoint))
+
+
 def check_file(checkpoint: Checkpoint, file: Found, deep: bool, progress: Progress) -> Iterator[Finding]:
     """What is wrong with one payload."""
     try:

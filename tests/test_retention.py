@@ -206,22 +206,22 @@ def test_the_votes_that_stay_are_synced_before_one_goes(tmp_path: Path, monkeypa
     from ms_resume.ondisk import atomic
 
     who = saved(tmp_path, (1, 2, 3))
-    real_sync, real_rename = atomic.sync_dir, atomic.rename
+    real_sync, real_aside = atomic.sync_dir, atomic.put_aside
     seen: list[str] = []
 
     def sync_dir(path: Path) -> None:
         seen.append(path.name)
         real_sync(path)
 
-    def rename(source: Path, target: Path) -> None:
-        seen.append(f"rename {source.name}")
-        real_rename(source, target)
+    def put_aside(path: Path, aside: Path) -> bool:
+        seen.append(f"aside {path.name}")
+        return real_aside(path, aside)
 
     monkeypatch.setattr(atomic, "sync_dir", sync_dir)
-    monkeypatch.setattr(atomic, "rename", rename)
+    monkeypatch.setattr(atomic, "put_aside", put_aside)
     retention.sweep(who, survey.take(tmp_path), 2)
 
-    assert seen == ["0_3", "0_2", "rename 0_1", "commits"]
+    assert seen == ["0_3", "0_2", "aside 0_1", "commits"]
 
 
 def test_a_position_saved_again_after_it_was_deleted(tmp_path: Path) -> None:

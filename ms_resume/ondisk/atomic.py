@@ -115,6 +115,28 @@ def remove(*paths: Path) -> None:
                 raise
 
 
+def put_aside(path: Path, aside: Path) -> bool:
+    """Renames within one directory, not durably: a power cut may undo it. False when nothing is there."""
+    with _reported(path, f"rename to {aside.name}"):
+        try:
+            os.rename(path, aside)
+        except FileNotFoundError:
+            return False
+    return True
+
+
+def give_back(aside: Path, path: Path) -> bool:
+    """Gives a file its name again; False when it is not there any more. Raises FileExistsError where another has it."""
+    with _reported(path, "put back"):
+        try:
+            _place(aside, path)
+        except FileNotFoundError:
+            return False
+    for directory in {path.parent, aside.parent}:
+        sync_dir(directory)
+    return True
+
+
 def remove_dir_if_empty(path: Path) -> None:
     with contextlib.suppress(OSError):  # not empty, or another rank was faster: both are fine
         path.rmdir()

@@ -30,6 +30,7 @@ _POSITION = re.compile(rf"({_NUMBER})_({_NUMBER})", re.ASCII)
 _ATTEMPT = re.compile(r"(\d{6,})\.json", re.ASCII)
 _DELETED = re.compile(rf"({_NUMBER})_({_NUMBER})\.deleted-(\d{{6,}}-[0-9a-f]{{16}})(?:\.\d+)?", re.ASCII)
 _PART = re.compile(r"\.(?P<final>.+)\.(?P<attempt>\d{6,}-[0-9a-f]{16})\.part", re.ASCII)
+_RETIRED = re.compile(r"\.(?P<final>.+)\.(?P<attempt>\d{6,}-[0-9a-f]{16})\.retired", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,9 +125,25 @@ def parse_part(name: str) -> tuple[str, str] | None:
     return (match["final"], match["attempt"]) if match else None
 
 
+def retired(path: Path, attempt: str) -> Path:
+    """Where `attempt` puts a file for the moment in which it looks at what it is about to remove."""
+    return path.with_name(f".{path.name}.{attempt}.retired")
+
+
+def parse_retired(name: str) -> tuple[str, str] | None:
+    """(final name, attempt) of a file that was about to be removed."""
+    match = _RETIRED.fullmatch(name)
+    return (match["final"], match["attempt"]) if match else None
+
+
 def superseded(path: Path, attempt: str) -> Path:
     """A free name beside `path` for a foreign file that is in the way."""
     aside = path.with_name(f"{path.name}.superseded-{attempt}")
     return next(
         free for n in itertools.count() if not (free := aside.with_name(f"{aside.name}.{n}") if n else aside).exists()
     )
+
+
+def broken(path: Path) -> Path:
+    """A free name beside `path` for what stood there before it was repaired."""
+    return next(free for n in itertools.count(1) if not (free := path.with_name(f"{path.name}.broken-{n}")).exists())

@@ -28,6 +28,14 @@ def read(path: Path) -> Vote:
     return decode(path, path.read_bytes())
 
 
+def author(path: Path) -> str:
+    """The attempt that cast a vote, wherever the file lies now. Raises as `read` does."""
+    try:
+        return _vote(json.loads(path.read_bytes())).attempt
+    except (ValueError, KeyError, TypeError) as error:
+        raise _damaged(path, f"not a vote ({error!r})") from None
+
+
 def decode(path: Path, content: bytes) -> Vote:
     try:
         document = json.loads(content)

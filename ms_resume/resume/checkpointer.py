@@ -93,6 +93,7 @@ class Checkpointer:
         self,
         *,
         resume: bool,
+        position: Position | None = None,
         source: str | Path | None = None,
         ref_dir: str | Path | None = None,
         allow_fresh_start: bool = False,
@@ -105,6 +106,7 @@ class Checkpointer:
 
         Args:
             resume: Go on from the newest whole checkpoint; without one, start fresh only if nothing was ever whole.
+            position: Go on from exactly this one, which must be whole; newer ones are left behind, abandoned.
             source: The save directory to resume from, when it is not the one that is written to. It may be read-only.
             ref_dir: Where a stock job keeps its reference, if not in `<source>/ref`.
             allow_fresh_start: Begin anew in a directory that holds checkpoints; they stay, abandoned.
@@ -123,6 +125,7 @@ class Checkpointer:
         request = Request(
             resume=resume,
             source=from_dir,
+            position=position,
             ref_dir=Path(ref_dir) if ref_dir else None,
             allow_fresh_start=allow_fresh_start,
             take_over=take_over,
@@ -240,7 +243,7 @@ class Checkpointer:
         """Moves `latest`, and lets retention do its part. What it cannot do now it does after the next save."""
         writer = self._started()
         newest = self._previous()
-        if newest is not None and newest is self._latest:
+        if newest is not None:
             commit.point_latest(writer, newest.position)
         if writer.rank == 0:
             retention.sweep(writer, survey.take(writer.save), self._job.settings.keep_last)

@@ -47,17 +47,9 @@ class Mine:
 
 def choose(save: Path, ref_dir: Path | None, steps_per_epoch: int, excluded: Sequence[Rejection]) -> Choice:
     """Rank 0's part. Raises NothingToResume, with a table, when there is none but there once was, or may have been."""
-    if not save.exists():
-        raise UsageError(
-            f"{save}: does not exist, expected the save directory to resume from",
-            hint="check the path; for a first start leave --resume_training out",
-        )
+    _check_exists(save)
     located = locate.latest(
-        save,
-        ref_dir=ref_dir,
-        steps_per_epoch=steps_per_epoch,
-        check=lambda checkpoint: verify.rejection(checkpoint, verify.check(checkpoint)),
-        excluded=excluded,
+        save, ref_dir=ref_dir, steps_per_epoch=steps_per_epoch, check=verify.headers, excluded=excluded
     )
     if located.checkpoint is None:
         if excluded or not locate.never_whole(survey.take(save, ref_dir)):
@@ -65,6 +57,22 @@ def choose(save: Path, ref_dir: Path | None, steps_per_epoch: int, excluded: Seq
         _check_foreign(save)
         return Choice(save, None, rejected=located.rejected, warnings=located.warnings)
     return _choice(located, located.checkpoint)
+
+
+def choose_at(save: Path, position: Position, ref_dir: Path | None, steps_per_epoch: int) -> Choice:
+    """Rank 0's part where a position was asked for: that one, or the error that says why not."""
+    _check_exists(save)
+    located = locate.at(save, position, ref_dir=ref_dir, steps_per_epoch=steps_per_epoch, check=verify.headers)
+    assert located.checkpoint is not None  # `at` raises where there is none
+    return _choice(located, located.checkpoint)
+
+
+def _check_exists(save: Path) -> None:
+    if not save.exists():
+        raise UsageError(
+            f"{save}: does not exist, expected the save directory to resume from",
+            hint="check the path; for a first start leave --resume_training out",
+        )
 
 
 def _check_foreign(save: Path) -> None:

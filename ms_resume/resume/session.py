@@ -6,13 +6,22 @@ Every step is done by all ranks together, so that one rank's error stops all of 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ms_resume import commit, load, locate, ownership, retention
-from ms_resume.errors import Damaged, DirectoryNotEmpty, DiskError, LayoutMismatch, NothingToResume
+from ms_resume import commit, load, locate, ownership, removal, retention
+from ms_resume.errors import (
+    Damaged,
+    DirectoryInUse,
+    DirectoryNotEmpty,
+    DiskError,
+    LayoutMismatch,
+    MsResumeError,
+    NothingToResume,
+    UsageError,
+)
 from ms_resume.framework import nets
 from ms_resume.framework.group import Group
 from ms_resume.layouts import foreign, survey
@@ -44,6 +53,7 @@ class Request:
 
     resume: bool
     source: Path
+    position: Position | None = None
     ref_dir: Path | None = None
     allow_fresh_start: bool = False
     take_over: bool = False
@@ -78,12 +88,15 @@ def prepare(job: Job, request: Request) -> int:
     agree.together(job.group, lambda: _check_writable(job.save))
     check = attempts.newest_ordinal if request.take_over else ownership.check_free
     after: int = agree.from_first(job.group, lambda: check(job.save))
+    agree.from_first(job.group, lambda: removal.put_back(job.save))
     agree.from_first(job.group, lambda: _check_unused(job, request))
     return after
 
 
 def load_newest(job: Job, request: Request) -> Loaded:
     """Loads the newest whole checkpoint; one that turns out damaged is passed over for the next older one.
+
+    Where a position was asked for it is that one or an error: another one would be a surprise.
 
     Raises:
         NothingToResume: There is none, but there was, or too many were damaged.
@@ -98,6 +111,9 @@ def load_newest(job: Job, request: Request) -> Loaded:
         try:
             return _load(job, request, chosen)
         except Damaged as error:
+            if request.position is not None:
+                error.hint = "end this process; then ask for another position, or for none: the newest whole one"
+                raise
             ranks = tuple(error.fields.get("ranks", ()))
             excluded.append(Rejection(chosen.position, "damaged", error.message, ranks))
             if len(excluded) > job.settings.max_rollback:
@@ -111,9 +127,12 @@ def load_newest(job: Job, request: Request) -> Loaded:
 def open_attempt(job: Job, loaded: Loaded, after: int) -> Writer:
     """Takes the save directory over for this start: rank 0 writes the record, every rank its `meta.json`."""
     origin = _origin(job, loaded)
+    agree.together(job.group, lambda: _check_stands(job, loaded))
     document = agree.from_first(job.group, lambda: _open_record(job, origin, after))
     attempt = attempts.decode(document)
     writer = Writer(job.save, attempt, job.group.rank, job.group.world_size)
+    agree.from_first(job.group, lambda: removal.put_back(job.save))
+    agree.together(job.group, lambda: _check_stands(job, loaded))
     wait_s = choice.visibility_s(job.save, job.settings.visibility_timeout_s)
     agree.together(job.group, lambda: _take_place(writer, loaded, wait_s))
     return writer
@@ -127,8 +146,14 @@ def previous_vote(job: Job, loaded: Loaded) -> Vote | None:
 
 def _asked(job: Job, request: Request) -> dict[str, Any]:
     """What decides the order of the exchanges below, and what a position means: ranks that differ would mix both up."""
+    if request.position is not None and not request.resume:
+        raise UsageError(
+            f"start at position {request.position} without resume: a fresh start has no position to go on from",
+            hint="start(resume=True, position=...), or leave the position out",
+        )
     return {
         "resume (--resume_training)": request.resume,
+        "position": str(request.position) if request.position else None,
         "allow_fresh_start": request.allow_fresh_start,
         "take_over": request.take_over,
         "allow_missing": sorted(request.allow_missing),
@@ -165,6 +190,9 @@ def _check_unused(job: Job, request: Request) -> None:
 
 def _choose(job: Job, request: Request, excluded: list[Rejection]) -> Choice:
     def decide() -> dict[str, Any]:
+        if request.position is not None:
+            at = choice.choose_at(request.source, request.position, request.ref_dir, job.steps_per_epoch)
+            return choice.to_json(at)
         try:
             found = choice.choose(request.source, request.ref_dir, job.steps_per_epoch, excluded)
         except NothingToResume:
@@ -173,7 +201,20 @@ def _choose(job: Job, request: Request, excluded: list[Rejection]) -> Choice:
             found = Choice(request.source, None)
         return choice.to_json(found)
 
-    return choice.from_json(agree.from_first(job.group, decide))
+    return choice.from_json(agree.from_first(job.group, lambda: _undisturbed(job.save, decide)))
+
+
+def _undisturbed(save: Path, look: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Looks again while a worker of an older attempt that is not dead yet takes away what is looked at."""
+    while True:
+        try:
+            found = look()
+        except MsResumeError:
+            if removal.put_back(save):
+                continue
+            raise
+        if not removal.put_back(save):
+            return found
 
 
 def _load(job: Job, request: Request, chosen: Choice) -> Loaded:
@@ -244,9 +285,24 @@ def _open_record(job: Job, origin: Origin | None, after: int) -> dict[str, Any]:
     return attempts.document(attempt)
 
 
+def _check_stands(job: Job, loaded: Loaded) -> None:
+    """A job that is not dead yet may have pruned what was loaded: then a second death would leave nothing."""
+    if loaded.mine is None or loaded.choice.save != job.save:
+        return
+    vote, position = loaded.mine.vote, loaded.choice.position
+    paths = [*loaded.mine.files.values(), *([names.vote(job.save, vote.position, vote.rank)] if vote else [])]
+    named = vote.files if vote else ()
+    if not all(path.exists() for path in paths) or not all(commit.in_place(job.save, file) for file in named):
+        raise DirectoryInUse(
+            f"{job.save}: checkpoint {position} was taken away while it was loaded",
+            hint="end what is left of the job before this one, then start again",
+        )
+
+
 def _take_place(writer: Writer, loaded: Loaded, wait_s: float) -> None:
     record = names.attempt_record(writer.save, writer.attempt.ordinal)
     choice.wait_for(record, record.stat, wait_s)  # on a disk of its own this node would save into nowhere
     if loaded.mine is not None:
         commit.record_meta(writer, loaded.mine.files)
     retention.sweep_temp_files(writer)
+    removal.sweep(writer)

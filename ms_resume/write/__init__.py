@@ -9,14 +9,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ms_resume import commit, ownership
 from ms_resume.errors import DiskError, MsResumeError
-from ms_resume.ondisk import atomic, names
+from ms_resume.ondisk import names
 from ms_resume.records import Payload, Position, Vote, Writer
 from ms_resume.state import HostTensor
 from ms_resume.write import files
@@ -55,6 +55,11 @@ def save(writer: Writer, snapshot: Snapshot, about: Mapping[str, Any], previous:
         DiskError: The position does not count; every older checkpoint is as it was, and training may go on.
         Superseded: A newer attempt owns the directory; nothing more may be written by this process.
     """
+    with _reported():
+        return _save(writer, snapshot, about, previous)
+
+
+def _save(writer: Writer, snapshot: Snapshot, about: Mapping[str, Any], previous: Vote | None) -> Saved:
     ownership.assert_owner(writer)
     if standing := commit.standing_vote(writer, snapshot.position):
         return Saved(standing, False, 0, tuple(_record_meta(writer, standing)))
@@ -72,6 +77,20 @@ def save(writer: Writer, snapshot: Snapshot, about: Mapping[str, Any], previous:
     return Saved(vote, True, sum(file.bytes for file in written), tuple(_record_meta(writer, vote)))
 
 
+@contextlib.contextmanager
+def _reported() -> Iterator[None]:
+    """A read that fails (a stale handle of a network file system) ends a save like a write that fails."""
+    try:
+        yield
+    except OSError as error:
+        raise DiskError(
+            f"{error.filename}: {error.strerror or error}",
+            hint="nothing that was saved is harmed; look at the disk, then save again",
+            path=str(error.filename),
+            errno=error.errno,
+        ) from error
+
+
 def _write_all(writer: Writer, snapshot: Snapshot, paths: Mapping[str, Path]) -> list[Payload]:
     """All or none: retention runs after a save that worked, so what did fit would keep a full disk full."""
     written: list[Payload] = []
@@ -80,8 +99,8 @@ def _write_all(writer: Writer, snapshot: Snapshot, paths: Mapping[str, Path]) ->
             written.append(files.write(writer, snapshot, role, path))
     except DiskError:
         with contextlib.suppress(MsResumeError):  # the error that brought us here is the one to report
-            ownership.assert_owner(writer)
-            atomic.remove(*(writer.save / file.path for file in written))
+            for file in written:
+                commit.clear(writer, writer.save / file.path, proven=True)
         raise
     return written
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ms_resume import commit, ownership
-from ms_resume.errors import Damaged, Superseded
+from ms_resume import commit
+from ms_resume.errors import Damaged
 from ms_resume.ondisk import atomic, ckpt, names, payload
 from ms_resume.records import Payload, Vote, Writer
 from ms_resume.state import HostTensor, infos
@@ -34,8 +34,7 @@ def write(writer: Writer, snapshot: Snapshot, role: str, path: Path) -> Payload:
         chunks, digest = _ckpt_chunks(tensors)
     else:
         chunks, digest = _safetensors_chunks(writer, snapshot, role)
-    atomic.make_dirs(path.parent)
-    _publish(writer, path, chunks)
+    commit.publish(writer, path, chunks)
     relative = path.relative_to(writer.save).as_posix()
     return Payload(role, relative, sum(len(chunk) for chunk in chunks), digest, writer.attempt.attempt)
 
@@ -75,17 +74,3 @@ def _ckpt_chunks(tensors: Mapping[str, HostTensor]) -> tuple[list[atomic.Chunk],
     described = infos(tensors)
     content = b"".join(ckpt.encode((name, described[name], tensor.data) for name, tensor in tensors.items()))
     return [content], payload.digest_of(content)
-
-
-def _publish(writer: Writer, path: Path, chunks: list[atomic.Chunk]) -> None:
-    """A file of an older attempt that appears in the way came from a worker that was slow to die: it goes, once."""
-    ownership.assert_owner(writer)
-    try:
-        atomic.publish(path, chunks, writer.attempt.attempt)
-    except FileExistsError:
-        ownership.assert_owner(writer)
-        commit.clear(writer, path)
-        try:
-            atomic.publish(path, chunks, writer.attempt.attempt)
-        except FileExistsError:
-            raise Superseded(f"{path}: another writer keeps writing it", hint="let this process end") from None

@@ -1,0 +1,118 @@
+"""Taking files away so that a worker that is slow to die never takes its successor's.
+
+    writes   hidden names (`.<name>.<attempt>.retired`) for a moment, in place of what is removed
+
+No file system removes a file on condition. So what is to go is renamed first, then the owner of the directory is asked
+for again: who owns it after the renaming owned it at the renaming, so no successor has had a file there yet. Who does
+not, leaves it aside. The next start gives back what is live (`put_back`), before it locates and after, so that it never
+goes on from an older checkpoint because a newer one lay aside just then; `sweep` clears the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from ms_resume.errors import Damaged
+from ms_resume.ondisk import atomic, attempts, names, payload, votes
+from ms_resume.ondisk.attempts import Line
+from ms_resume.ownership import assert_owner
+from ms_resume.records import Position, Writer, ordinal_of
+
+
+def retire(writer: Writer, path: Path, *, keep_as: Path | None = None) -> None:
+    """Removes a vote or payload, durably, or gives it the name `keep_as` in its directory.
+
+    Raises:
+        Superseded: A newer attempt owns the directory. What stood there is aside at most.
+    """
+    assert_owner(writer)
+    aside = names.retired(path, writer.attempt.attempt)
+    if not atomic.put_aside(path, aside):
+        return
+    assert_owner(writer)
+    if keep_as is None:
+        atomic.remove(aside)
+    else:
+        atomic.rename(aside, keep_as)
+
+
+def put_back(save: Path) -> int:
+    """Rank 0, before its start has a record: gives every live file that lies aside its name again.
+
+    A file with no author (stock's, or a `.ckpt`) is given back where its place is free.
+
+    Returns:
+        The number of files that came back.
+    """
+    line = attempts.line_of(attempts.read_all(save))
+    return sum(_give_back(aside, home, line) for aside, home in _asides(save))
+
+
+def sweep(writer: Writer) -> int:
+    """Each rank, once its start has a record: removes what lies aside, was taken by an older attempt, and is not live.
+
+    Returns:
+        The number of files removed.
+    """
+    line = attempts.line_of(attempts.read_all(writer.save))
+    removed = 0
+    for aside, home in _asides(writer.save, writer.rank):
+        author = author_of(aside, home.name)
+        taken_by = names.parse_retired(aside.name)
+        mine = taken_by is None or ordinal_of(taken_by[1]) < writer.attempt.ordinal
+        if mine and author and not (_live(line, author, home) and not _not_older(home, author)):
+            assert_owner(writer)
+            atomic.remove(aside)
+            removed += 1
+    for directory in names.commits(writer.save).glob(".*.retired") if writer.rank == 0 else ():
+        atomic.remove_dir_if_empty(directory)
+    return removed
+
+
+def author_of(path: Path, name: str) -> str | None:
+    """The attempt that wrote a vote or payload, whose own name is `name`; None where it does not say."""
+    try:
+        if names.parse_vote(name) is not None:
+            return votes.author(path)
+        mark = payload.read_header(path).mark
+    except (OSError, Damaged):
+        return None
+    return mark.attempt if mark else None
+
+
+def _give_back(aside: Path, home: Path, line: Line) -> bool:
+    author = author_of(aside, home.name)
+    if author is not None and not _live(line, author, home):
+        return False
+    if author is not None and home.exists() and not _not_older(home, author):
+        atomic.put_aside(home, names.retired(home, author_of(home, home.name) or author))
+    atomic.make_dirs(home.parent)
+    try:
+        return atomic.give_back(aside, home)
+    except FileExistsError:
+        return False
+
+
+def _live(line: Line, author: str, home: Path) -> bool:
+    named = names.parse_payload(home.name)
+    position = named.position if named else names.parse_vote_dir(home.parent.name)
+    return isinstance(position, Position) and line.holds(author, position)
+
+
+def _not_older(path: Path, author: str) -> bool:
+    """Whether what stands there is of `author` or a newer attempt."""
+    there = author_of(path, path.name)
+    return there is not None and ordinal_of(there) >= ordinal_of(author)
+
+
+def _asides(save: Path, rank: int | None = None) -> Iterator[tuple[Path, Path]]:
+    """Files that lie aside, of one rank or all, and the paths that they had."""
+    which = "*" if rank is None else rank
+    for aside in (*save.glob(f"*/rank_{which}/.*.retired"), *save.glob(f"commits/*/.rank_{which}.json.*.retired")):
+        if parsed := names.parse_retired(aside.name):
+            directory = names.parse_retired(aside.parent.name)
+            yield aside, (aside.parent.with_name(directory[0]) if directory else aside.parent) / parsed[0]
+    for aside in save.glob(f"commits/.*.retired/rank_{which}.json"):
+        if directory := names.parse_retired(aside.parent.name):
+            yield aside, aside.parent.with_name(directory[0]) / aside.name

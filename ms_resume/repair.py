@@ -1,0 +1,178 @@
+"""What a person does to a save directory between two runs: bring an abandoned position back, mend `meta.json`.
+
+    reads    what `locate` reads
+    writes   an attempt record (`restore`); `meta.json`, and what was broken in its place under another name
+
+Both are refused while a job owns the directory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ms_resume import commit, layouts, locate, ownership, removal, verify
+from ms_resume.errors import DiskError, NothingToResume, UsageError
+from ms_resume.layouts import ours, survey
+from ms_resume.layouts.survey import Survey
+from ms_resume.ondisk import atomic, meta, names, votes
+from ms_resume.records import Attempt, Checkpoint, Origin, Position, Rejection, Writer
+
+_NOBODY = Attempt(f"{0:06d}-{0:016x}", None, 0)
+"""Where no attempt is on record; the next start sweeps its temp files."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rewritten:
+    """One `meta.json` that names `position` now. `kept` is where the broken one before it lies."""
+
+    path: Path
+    trouble: str
+    position: Position
+    kept: Path | None = None
+
+
+def restore(save: Path, position: Position, *, ref_dir: Path | None = None) -> Attempt | None:
+    """Brings an abandoned position back: the next resume goes on from it, and what is newer is abandoned instead.
+
+    The new attempt record is this process's; when that has ended, the directory is free.
+
+    Returns:
+        The record; None when a resume takes this position already, and at most a `meta.json` had to follow.
+
+    Raises:
+        DirectoryInUse: A job is running there.
+        NothingToResume, Torn, Damaged: The position is not there, or not whole.
+        UsageError: It is live, and so is a newer one.
+        DiskError: Without a record nothing was changed; with one it is restored, and running this again does the rest.
+    """
+    after, surveyed = _enter(save, ref_dir)
+    checkpoint = _whole(surveyed, locate.named(surveyed, position))
+    opened = None
+    if _is_taken(surveyed, checkpoint, ref_dir):
+        _sync_records(surveyed)
+    else:
+        opened = _open(surveyed, checkpoint, after)
+    writers = _writers(checkpoint, opened or _known(surveyed, after))
+    for writer in writers:
+        _record(writer, checkpoint.of_rank(writer.rank))
+    if checkpoint.votes:
+        commit.point_latest(writers[0], checkpoint.position)
+    return opened
+
+
+def repair(save: Path, *, ref_dir: Path | None = None) -> list[Rewritten]:
+    """Rewrites each `meta.json` that is broken, or names another checkpoint than the one that a resume takes.
+
+    Of a stock checkpoint only broken ones: what stock code wrote whole is its own say.
+
+    Raises:
+        DirectoryInUse: A job is running there.
+        NothingToResume: There is no whole checkpoint to name.
+        DiskError: What was rewritten is whole; running this again does the rest.
+    """
+    after, surveyed = _enter(save, ref_dir)
+    checkpoint = locate.latest(save, ref_dir=ref_dir, check=verify.headers).checkpoint
+    if checkpoint is None:
+        raise NothingToResume(
+            f"{save}: no whole checkpoint that {names.META} could name", hint="`ms-resume ls` has why"
+        )
+    rewritten: list[Rewritten] = []
+    for writer in _writers(checkpoint, _known(surveyed, after)):
+        due = _due(writer, checkpoint)
+        rewritten += [replace(entry, kept=_keep(writer, entry.path)) for entry in due.values()]
+        _record(writer, {role: path for role, path in checkpoint.of_rank(writer.rank).items() if role in due})
+    return rewritten
+
+
+def _enter(save: Path, ref_dir: Path | None) -> tuple[int, Survey]:
+    """As a start does: the directory must be free; what a worker that was killed held in its hands goes back first."""
+    after = ownership.check_free(save)
+    removal.put_back(save)
+    return after, survey.take(save, ref_dir)
+
+
+def _whole(surveyed: Survey, position: Position) -> Checkpoint:
+    """The checkpoint at `position`, live or not. Raises the error that says why there is none."""
+    judged = layouts.judge(surveyed, position)
+    if isinstance(judged, Rejection):
+        judged = _judge_as_if_live(surveyed, judged)
+    if isinstance(judged, Checkpoint):
+        judged = verify.headers(judged) or judged
+    if isinstance(judged, Rejection):
+        raise locate.refusal(surveyed.save, judged)
+    return judged
+
+
+def _judge_as_if_live(surveyed: Survey, rejected: Rejection) -> Checkpoint | Rejection:
+    """As it will be judged when a record names it."""
+    position, attempt = rejected.position, None
+    if ours.claims(surveyed, position):
+        found, _ = votes.read_all(names.vote_dir(surveyed.save, position))
+        if not found:
+            return rejected  # of ours without a vote: a record must not make stock's of it
+        attempt = found[min(found)].attempt  # rank 0 has a part in every complete group
+    restored = replace(_NOBODY, origin=Origin(position, attempt))
+    return layouts.judge(replace(surveyed, records=(*surveyed.records, restored)), position)
+
+
+def _is_taken(surveyed: Survey, checkpoint: Checkpoint, ref_dir: Path | None) -> bool:
+    taken = locate.latest(surveyed.save, ref_dir=ref_dir, check=verify.headers).checkpoint
+    same = taken is not None and (taken.position, taken.attempt) == (checkpoint.position, checkpoint.attempt)
+    if not same and isinstance(layouts.judge(surveyed, checkpoint.position), Checkpoint):
+        raise UsageError(
+            f"{surveyed.save}: {checkpoint.position} is not abandoned, a newer one is live",
+            hint="to go on from it: Checkpointer.start(resume=True, position=...)",
+        )
+    return same
+
+
+def _open(surveyed: Survey, checkpoint: Checkpoint, after: int) -> Attempt:
+    origin = Origin(checkpoint.position, checkpoint.attempt)
+    return ownership.open_attempt(surveyed, origin, checkpoint.world_size, after=after)
+
+
+def _known(surveyed: Survey, after: int) -> Attempt:
+    """The record of the job that has ended, not simply the last one: a job that has just started is not written for."""
+    return next((record for record in surveyed.records if record.ordinal == after), _NOBODY)
+
+
+def _sync_records(surveyed: Survey) -> None:
+    """A first try that was killed may have named its record and not synced the name."""
+    for directory in (names.attempts(surveyed.save), names.commits(surveyed.save), surveyed.save):
+        if surveyed.records:
+            atomic.sync_dir(directory)
+
+
+def _writers(checkpoint: Checkpoint, attempt: Attempt) -> list[Writer]:
+    return [Writer(checkpoint.save, attempt, rank, checkpoint.world_size) for rank in range(checkpoint.world_size)]
+
+
+def _due(writer: Writer, checkpoint: Checkpoint) -> dict[str, Rewritten]:
+    """What is wrong with this rank's `meta.json`, by role."""
+    due = {}
+    for role, file in checkpoint.of_rank(writer.rank).items():
+        named = names.parse_payload(file.name)
+        assert named is not None  # roles map to payload names
+        directory = names.rank_dir(writer.save, role, writer.rank)
+        said = meta.read(directory)
+        other = f"names {said.file}" if checkpoint.votes and said.file != file.name else ""
+        if role != "state" and file.is_relative_to(writer.save) and (trouble := said.trouble or other):
+            due[role] = Rewritten(directory / names.META, trouble, named.position)
+    return due
+
+
+def _keep(writer: Writer, path: Path) -> Path | None:
+    """A copy of a broken one, so that a `meta.json` is there at every moment; a whole one has nothing worth keeping."""
+    if meta.read(path.parent).trouble in ("", "missing"):
+        return None
+    ownership.assert_owner(writer)
+    kept = names.broken(path)
+    atomic.publish(kept, [path.read_bytes()], writer.attempt.attempt)
+    return kept
+
+
+def _record(writer: Writer, files: Mapping[str, Path]) -> None:
+    if failed := commit.record_meta(writer, dict(files)):
+        raise DiskError(failed[0], hint="run this again when the disk has recovered: it writes what is lacking")

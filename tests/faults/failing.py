@@ -1,0 +1,152 @@
+"""Every call fails once, or everything that grows fails from there on, or is cut short, or takes half a minute.
+
+A save then reports path and cause, or succeeds; the old checkpoint is untouched; no temp file stays; the same process
+trains on and saves again; and nothing hangs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from faults import cases, judge
+from faults.processes import Child, Tell
+from faults.scenarios import Expected, Scenario, Stage
+from faults.shim import Control, Kind, Mode
+from ms_resume import errors
+from ms_resume.ondisk import names, votes
+from ms_resume.records import Position
+
+ONCE = (errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.ESTALE, errno.EINTR)
+ON = (errno.ENOSPC, errno.EDQUOT)
+STALL_MS = 30_000
+HUNG_AFTER_S = 60.0
+
+
+@dataclass(frozen=True)
+class Point:
+    """What goes wrong at call `at`: `code` once, or for every growing call from there, or half a write."""
+
+    scenario: Scenario
+    at: int
+    mode: Mode
+    code: int = 0
+
+    def __str__(self) -> str:
+        what = {
+            Mode.FAIL: f"fails with {errno.errorcode.get(self.code)}",
+            Mode.FAIL_ON: f"and all that grow after it fail with {errno.errorcode.get(self.code)}",
+            Mode.SHORT: "writes half",
+            Mode.STALL: f"takes {STALL_MS / 1000:.0f} s",
+        }
+        return f"{self.scenario}: call {self.at} {what[self.mode]}"
+
+
+def points(scenarios: Iterable[Scenario]) -> Iterator[Point]:
+    """Every point of every scenario, but the stalls."""
+    for scenario in scenarios:
+        total, writes = cases.calls(scenario)
+        for at in range(1, total + 1):
+            yield from (Point(scenario, at, Mode.FAIL, code) for code in ONCE)
+            yield from (Point(scenario, at, Mode.FAIL_ON, code) for code in ON)
+            if at in writes:
+                yield Point(scenario, at, Mode.SHORT)
+
+
+def check(point: Point) -> str:
+    """What is wrong after that failure; empty when nothing is."""
+    with cases.fresh(point.scenario) as case, cases.steered(case) as control:
+        wrong = _judged(point, case, control, _begin(point, case, control))
+        return f"{point}: {wrong}" if wrong else ""
+
+
+def stalls(scenarios: Iterable[Scenario], every: int) -> Iterator[str]:
+    """Each `every`-th call stalls, all of them at the same time; one answer for each, empty where nothing is wrong."""
+    with contextlib.ExitStack() as stack:
+        waiting = []
+        for point in _stall_points(scenarios, every):
+            case = stack.enter_context(cases.fresh(point.scenario, f"stalled_{len(waiting)}"))
+            control = stack.enter_context(cases.steered(case))
+            waiting.append((point, case, control, _begin(point, case, control)))
+        for point, case, control, child in waiting:
+            wrong = _judged(point, case, control, child)
+            yield f"{point}: {wrong}" if wrong else ""
+
+
+def _stall_points(scenarios: Iterable[Scenario], every: int) -> Iterator[Point]:
+    for scenario in scenarios:
+        total, _ = cases.calls(scenario)
+        yield from (Point(scenario, at, Mode.STALL) for at in range(1, total + 1, every))
+
+
+def _begin(point: Point, case: Path, control: Control) -> Child:
+    _, expected = cases.prepared(point.scenario)
+
+    def work(tell: Tell) -> str:
+        said: list[str] = []
+        stage = Stage(case / "save", tell, expected, lambda: _failing(point, control, said))
+        before, parts = _standing(stage.save, expected), _parts(stage.save)
+        point.scenario.act(stage)
+        return said[0] if said else _wrong_inside(stage, before, parts, control)
+
+    return Child(work)
+
+
+@contextlib.contextmanager
+def _failing(point: Point, control: Control, said: list[str]) -> Iterator[None]:
+    """The stretch under test: what it raises must be a DiskError that names path and cause."""
+    with control.armed(point.mode, point.at, code=point.code, stall_ms=STALL_MS):
+        try:
+            yield
+        except errors.DiskError as error:
+            control.disarm()
+            if str(control.root) not in error.message or os.strerror(point.code) not in error.message:
+                said.append(f"the error names no path or no cause: {error.message}")
+
+
+def _wrong_inside(stage: Stage, before: dict[str, bytes], parts: set[Path], control: Control) -> str:
+    """Looked at by the process that met the failure, which then trains on and saves again."""
+    if changed := _changed(before):
+        return f"the old checkpoint was changed: {changed}"
+    if (left := sorted(_parts(stage.save) - parts)) and control.hit_kind != Kind.UNLINK:
+        return f"a temp file stays behind: {left[0].relative_to(stage.save)}"
+    if stage.job is not None:
+        stage.saves(stage.job, 50, stage.job.train())
+        if judge.found(stage.save) != "0_50":
+            return f"the next save of the same process is not found, but {judge.found(stage.save)}"
+    return ""
+
+
+def _judged(point: Point, case: Path, control: Control, child: Child) -> str:
+    end = child.wait(HUNG_AFTER_S)
+    if end.kind != "returned":
+        return f"{end.kind}: {end.value}"
+    if control.hit == 0:
+        return "the call was not reached"
+    _, expected = cases.prepared(point.scenario)
+    return str(end.value) or judge.look(case / "save", point.scenario.world_size, expected.hear(*end.told))
+
+
+def _standing(save: Path, expected: Expected) -> dict[str, bytes]:
+    """Every byte of the acknowledged checkpoint, votes and payloads."""
+    position = expected.floor[0]
+    if not position:
+        return {}
+    found, _ = votes.read_all(names.vote_dir(save, Position.parse(position)))
+    paths = [names.vote(save, Position.parse(position), rank) for rank in found]
+    paths += [save / file.path for vote in found.values() for file in vote.files]
+    return {str(path): path.read_bytes() for path in paths}
+
+
+def _parts(save: Path) -> set[Path]:
+    return {*save.rglob("*.part")} if save.is_dir() else set()
+
+
+def _changed(before: dict[str, bytes]) -> str:
+    """The first file of the old checkpoint that is not as it was."""
+    gone = (path for path, content in before.items() if not Path(path).exists() or Path(path).read_bytes() != content)
+    return next(gone, "")

@@ -1,0 +1,70 @@
+"""What is left, looked at by a new process: it must be one of the states that may be there, to the last bit.
+
+The judge is a user: it starts a run with the real Checkpointer, compares everything that was restored, trains, saves
+again, and closes. Whatever was cut short before, that works, without a warning, and leaves no temp file behind.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from faults.job import Job
+from faults.processes import in_child
+from faults.scenarios import NOTHING, Candidate, Expected
+from ms_resume import locate, verify
+from ms_resume.errors import MsResumeError
+from ms_resume.records import Position
+
+
+def look(save: Path, world_size: int, expected: Expected, **start: object) -> str:
+    """What is wrong with `save`, in one sentence; empty when nothing is. Goes on with the run there.
+
+    Args:
+        start: Further arguments of `Checkpointer.start`, such as take_over.
+    """
+    end = in_child(lambda tell: _look(save, world_size, expected.candidates, start))
+    if end.kind == "returned":
+        return str(end.value)
+    return f"the judge {end.kind}: {end.value}"
+
+
+def found(save: Path) -> str:
+    """The position that a start would go on from, as E_S; empty without one."""
+    checkpoint = locate.latest(save).checkpoint if save.is_dir() else None
+    return str(checkpoint.position) if checkpoint else ""
+
+
+def _look(save: Path, world_size: int, candidates: list[Candidate], start: dict[str, object]) -> str:
+    job = Job(save, world_size, tag=3)
+    try:
+        restored = job.start(resume=save.is_dir(), **start)
+    except MsResumeError as error:
+        return f"a start fails: {type(error).__name__}: {error}"
+    at = str(job.position) if job.position != Position(0, 0) else ""
+    if not _may_be((at, restored if at else ()), candidates):
+        allowed = ", ".join(position or "nothing" for position, _ in candidates)
+        return f"found {at or 'nothing'}, which is not as it was saved; allowed: {allowed}; {job.said[0]}"
+    return _save_again(job, save)
+
+
+def _may_be(state: Candidate, candidates: list[Candidate]) -> bool:
+    return state in candidates or (state == NOTHING and NOTHING in candidates)
+
+
+def _save_again(job: Job, save: Path) -> str:
+    step = job.position.step + 2
+    job.train()
+    try:
+        job.save(step)
+    except MsResumeError as error:
+        return f"the save after it fails: {type(error).__name__}: {error}"
+    checkpoint = locate.latest(save).checkpoint
+    if checkpoint is None or checkpoint.position != Position(0, step):
+        return f"saved 0_{step} after it, found {checkpoint.position if checkpoint else 'nothing'}"
+    if findings := verify.check(checkpoint, deep=True):
+        return f"saved 0_{step} after it, it is damaged: {findings[0].reason}"
+    if warnings := [text for text in job.said[1:] if "warning" in text]:  # the first text is the banner
+        return f"the save after it warns: {warnings[0]}"
+    if left := sorted(save.rglob("*.part")):
+        return f"a temp file stays behind: {left[0].relative_to(save)}"
+    return ""

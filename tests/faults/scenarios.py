@@ -1,0 +1,328 @@
+"""What the campaign disturbs: a directory as a run left it, then one stretch of a run, of which every call is a point.
+
+A scenario says what is acknowledged, so that the judge knows what may be found: the last acknowledged checkpoint, or
+the one that was being made. Contents differ from attempt to attempt, so that a mixture shows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from faults.job import Digests, Job
+from faults.processes import Tell, in_child
+from ms_resume import repair
+from ms_resume.ondisk import atomic, names
+from ms_resume.records import Position
+
+Candidate = tuple[str, Digests]
+"""A position, as E_S, and the state of all ranks there; ("", ()) for a directory without a checkpoint."""
+
+NOTHING: Candidate = ("", ())
+
+
+@dataclass
+class Expected:
+    """What a start may find: `floor`, or what was being made. `known` has every state that was saved, by position."""
+
+    floor: Candidate = NOTHING
+    coming: list[Candidate] = field(default_factory=list)
+    known: dict[str, Digests] = field(default_factory=dict)
+
+    def hear(self, *told: tuple[str, str, Digests]) -> Expected:
+        """The same after what a process said before it ended."""
+        later = Expected(self.floor, list(self.coming), dict(self.known))
+        for word, position, digests in told:
+            if word == "did":
+                later.floor, later.coming = (position, digests), []
+            else:
+                later.coming = [(position, digests)]
+            later.known[position] = digests
+        return later
+
+    @property
+    def candidates(self) -> list[Candidate]:
+        return [self.floor, *self.coming]
+
+
+@dataclass
+class Stage:
+    """Where a scenario acts: it tells what it is about to do, and what it did; only `under_test` counts."""
+
+    save: Path
+    tell: Tell
+    expected: Expected = field(default_factory=Expected)
+    arm: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
+    job: Job | None = None
+    """The job that saves, for parts that let it go on after what was under test."""
+
+    def under_test(self) -> contextlib.AbstractContextManager[None]:
+        return self.arm()
+
+    def will(self, position: str, digests: Digests) -> None:
+        self._say("will", position, digests)
+
+    def did(self, position: str, digests: Digests) -> None:
+        self._say("did", position, digests)
+
+    def saves(self, job: Job, step: int, digests: Digests) -> None:
+        """A whole save of all ranks, announced and acknowledged."""
+        self.will(f"0_{step}", digests)
+        job.save(step)
+        self.did(f"0_{step}", digests)
+
+    def _say(self, *word: Any) -> None:
+        self.expected = self.expected.hear(word)  # type: ignore[arg-type]  # the two methods above
+        self.tell(word)
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """`prepare` leaves a directory, in a process of its own; `act` is disturbed. Both start with nothing in memory."""
+
+    name: str
+    world_size: int
+    prepare: Callable[[Stage], None] = field(compare=False)
+    act: Callable[[Stage], None] = field(compare=False)
+
+    def __str__(self) -> str:
+        return f"{self.name}, {self.world_size} rank{'s' if self.world_size > 1 else ''}"
+
+    def __reduce__(self) -> Any:
+        return named, (self.name, self.world_size)
+
+
+def named(name: str, world_size: int) -> Scenario:
+    return next(scenario for scenario in of_size(world_size) if scenario.name == name)
+
+
+def run(world_size: int, *steps: int, tag: int = 0, resume: bool = False, **start: Any) -> Callable[[Stage], None]:
+    """A run that saves at these steps of epoch 0, all of them whole, and keeps them."""
+
+    def act(stage: Stage) -> None:
+        job = Job(stage.save, world_size, tag, keep_last=0)
+        job.start(resume=resume, **start)
+        for step in steps:
+            stage.saves(job, step, job.train())
+
+    return act
+
+
+def in_order(*parts: Callable[[Stage], None]) -> Callable[[Stage], None]:
+    """One after the other, each as if in a process of its own: nothing is carried over but the directory."""
+
+    def act(stage: Stage) -> None:
+        for part in parts:
+            part(stage)
+
+    return act
+
+
+def tear(position: str, rank: int = 0, role: str = "state") -> Callable[[Stage], None]:
+    """Loses one payload: the position is torn from now on."""
+
+    def act(stage: Stage) -> None:
+        names.payload(stage.save, role, rank, Position.parse(position)).unlink()
+        known = stage.expected.known
+        newest = max((p for p in known if Position.parse(p) < Position.parse(position)), key=Position.parse)
+        stage.did(newest, known[newest])
+
+    return act
+
+
+def save_next(world_size: int, step: int, *, tag: int = 7, new_reference: bool = False, **job: Any) -> Any:
+    """Goes on from the newest, trains, and saves at `step`: the save, `latest` and retention are under test."""
+
+    def act(stage: Stage) -> None:
+        me = stage.job = Job(stage.save, world_size, tag, **job)
+        me.start()
+        digests = me.train(new_reference=new_reference)
+        with stage.under_test():
+            stage.saves(me, step, digests)
+
+    return act
+
+
+def save_apart(world_size: int, step: int, victim: int, *, last: bool) -> Callable[[Stage], None]:
+    """Every rank saves in a process of its own and only one of them is disturbed, before or after the others."""
+
+    def act(stage: Stage) -> None:
+        me = Job(stage.save, world_size, tag=7)
+        me.start()
+        digests = me.train()
+        others = [rank for rank in range(world_size) if rank != victim]
+        stage.will(f"0_{step}", digests)
+        ends = [
+            in_child(lambda tell, rank=rank: _saves_alone(stage, me, rank, step, disturbed=rank == victim))
+            for rank in ([*others, victim] if last else [victim, *others])
+        ]
+        if bad := [end.value for end in ends if end.kind not in ("killed", "returned")]:
+            raise AssertionError(bad[0])
+        if all(end.value is True for end in ends):
+            stage.did(f"0_{step}", digests)
+
+    return act
+
+
+def _saves_alone(stage: Stage, job: Job, rank: int, step: int, *, disturbed: bool) -> bool:
+    """Whether the save worked: what stages the disturbance may swallow its error."""
+    with stage.under_test() if disturbed else contextlib.nullcontext():
+        job.ranks[rank].checkpointer.save(0, step)
+        return True
+    return False
+
+
+class _Dies(BaseException):
+    """The end of one rank, whose process the others share here."""
+
+
+def save_then_prune(world_size: int, step: int) -> Callable[[Stage], None]:
+    """The last rank casts its vote and dies before it is durable; rank 0 sees a whole checkpoint and prunes."""
+
+    def act(stage: Stage) -> None:
+        me = Job(stage.save, world_size, tag=7)
+        me.start()
+        digests = me.train()
+        with stage.under_test():
+            stage.will(f"0_{step}", digests)
+            for rank in me.ranks[:-1]:
+                rank.checkpointer.save(0, step)
+            with contextlib.suppress(_Dies), _dying_before_the_sync_of(names.vote_dir(stage.save, Position(0, step))):
+                me.ranks[-1].checkpointer.save(0, step)
+            me.ranks[0].checkpointer._try_to_tidy()
+
+    return act
+
+
+@contextlib.contextmanager
+def _dying_before_the_sync_of(directory: Path) -> Iterator[None]:
+    real = atomic.sync_dir
+
+    def sync_dir(path: Path) -> None:
+        if path == directory and list(directory.glob("rank_*.json")):
+            raise _Dies
+        real(path)
+
+    with mock.patch.object(atomic, "sync_dir", sync_dir):
+        yield
+
+
+def first_save(world_size: int) -> Callable[[Stage], None]:
+    """The start of a run in a directory that does not exist, and its first save."""
+
+    def act(stage: Stage) -> None:
+        me = Job(stage.save, world_size, 7)
+        with stage.under_test():
+            me.start(resume=False)
+            stage.saves(me, 2, me.train())
+
+    return act
+
+
+def goes_back(world_size: int, position: str) -> Callable[[Stage], None]:
+    """A run that went back to `position`, and ended there."""
+
+    def act(stage: Stage) -> None:
+        digests = stage.expected.known[position]
+        Job(stage.save, world_size, 5, keep_last=0).start(position=Position.parse(position))
+        stage.did(position, digests)
+
+    return act
+
+
+def nothing(stage: Stage) -> None:
+    """A directory that does not exist."""
+
+
+def start_at(world_size: int, position: str) -> Callable[[Stage], None]:
+    """A start, from `position` by choice or from the newest, as a whole: record, meta.json, temp files, retention."""
+
+    def act(stage: Stage) -> None:
+        digests = stage.expected.known[position]
+        stage.will(position, digests)
+        with stage.under_test():
+            Job(stage.save, world_size, 9).start(position=Position.parse(position))
+            stage.did(position, digests)
+
+    return act
+
+
+def left_temp_files(world_size: int) -> Callable[[Stage], None]:
+    """What a killed attempt leaves: temp files of payloads, of a vote, of a meta.json, and of `latest`."""
+
+    def act(stage: Stage) -> None:
+        at, dead = Position(0, 8), "000000-0123456789abcdef"
+        for rank in range(world_size):
+            role = names.rank_dir(stage.save, "policy", rank)
+            finals = [names.payload(stage.save, "policy", rank, at), role / names.META]
+            for final in (*finals, names.vote(stage.save, Position(0, 4), rank)):
+                names.part(final, dead).write_bytes(b"torn")
+        os.symlink("commits/0_8", names.part(stage.save / names.LATEST, dead))
+
+    return act
+
+
+def restores(position: str) -> Callable[[Stage], None]:
+    def act(stage: Stage) -> None:
+        digests = stage.expected.known[position]
+        stage.will(position, digests)
+        with stage.under_test():
+            repair.restore(stage.save, Position.parse(position))
+            stage.did(position, digests)
+
+    return act
+
+
+def breaks_meta(world_size: int) -> Callable[[Stage], None]:
+    def act(stage: Stage) -> None:
+        for rank in range(world_size):
+            for role, content in (("policy", b'{"last_ep'), ("optimizer", b"")):
+                (names.rank_dir(stage.save, role, rank) / names.META).write_bytes(content)
+
+    return act
+
+
+def repairs(stage: Stage) -> None:
+    with stage.under_test():
+        repair.repair(stage.save)
+
+
+@lru_cache
+def of_size(world_size: int) -> list[Scenario]:
+    """Every scenario, for a number of ranks."""
+    from faults import stock  # it is told in the words of this module
+
+    n = world_size
+    plain, three = run(n, 2, 4), run(n, 2, 4, 6)
+    torn = in_order(three, tear("0_6", n - 1))
+    back = in_order(three, goes_back(n, "0_2"))
+    apart = [
+        Scenario(f"rank {victim} saves {when} the others", n, plain, save_apart(n, 6, victim, last=when == "after"))
+        for victim, when in ((0, "before"), (n - 1, "before"), (n - 1, "after"))
+        if n > 1
+    ]
+    if n > 1:
+        apart.append(Scenario("pruned on the word of a rank that died", n, plain, save_then_prune(n, 6)))
+    stock_only = in_order(stock.trains(n, 2), stock.trains(n, 4, 2))
+    both = in_order(run(n, 2), stock.trains(n, 4, 2), save_next(n, 6), stock.trains(n, 8, 6))
+    return [
+        *apart,
+        Scenario("the first save into a stock directory", n, stock_only, save_next(n, 6)),
+        Scenario("a save after stock and ours in turn", n, both, save_next(n, 10)),
+        Scenario("the first save of all", n, nothing, first_save(n)),
+        Scenario("a save, with retention", n, plain, save_next(n, 6)),
+        Scenario("a save with a new reference", n, plain, save_next(n, 6, new_reference=True)),
+        Scenario("a save as .ckpt", n, plain, save_next(n, 6, save_format="ckpt")),
+        Scenario("a torn position saved again", n, torn, save_next(n, 6)),
+        Scenario("an abandoned position saved again", n, back, save_next(n, 4)),
+        Scenario("a start", n, in_order(torn, left_temp_files(n)), start_at(n, "0_4")),
+        Scenario("going back", n, three, start_at(n, "0_4")),
+        Scenario("restore", n, back, restores("0_6")),
+        Scenario("repair", n, in_order(plain, breaks_meta(n)), repairs),
+    ]
