@@ -106,10 +106,8 @@ def cast(writer: Writer, vote: Vote) -> None:
     Raises:
         Superseded: Another writer voted here, and not one of an older attempt.
     """
+    atomic.make_dirs(names.commits(writer.save))
     publish(writer, names.vote(writer.save, vote.position, writer.rank), [votes.encode(vote)])
-    # Another rank may have made these directories and died before it synced them.
-    atomic.sync_dir(names.commits(writer.save))
-    atomic.sync_dir(writer.save)
 
 
 def publish(writer: Writer, path: Path, chunks: Iterable[atomic.Chunk]) -> None:

@@ -26,6 +26,9 @@ from ms_resume.layouts.survey import Survey
 from ms_resume.ondisk import atomic, attempts, names
 from ms_resume.records import Attempt, DeadStock, Origin, Writer
 
+_USUAL_BEAT_S = 5.0
+_SLOWEST_BEAT_S = 3600.0
+
 
 def now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
@@ -49,7 +52,8 @@ def open_attempt(surveyed: Survey, origin: Origin | None, world_size: int, *, af
         dead_stock=tuple(_passed_stock(surveyed, origin)),
         **_identity(),
     )
-    atomic.make_dirs(names.attempts(surveyed.save))
+    for directory in (names.commits(surveyed.save), names.attempts(surveyed.save)):
+        atomic.make_dirs(directory)  # both names, whoever made them
     record = names.attempt_record(surveyed.save, attempt.ordinal)
     try:
         if attempts.newest_ordinal(surveyed.save) > after:
@@ -62,8 +66,6 @@ def open_attempt(surveyed: Survey, origin: Origin | None, world_size: int, *, af
             f"{record}: another job has just started in this save directory",
             hint="wait for it to end, or save to another directory",
         ) from error
-    atomic.sync_dir(names.commits(surveyed.save))
-    atomic.sync_dir(surveyed.save)
     return attempt
 
 
@@ -80,7 +82,7 @@ def check_free(save: Path) -> int:
         return 0
     owner = records[-1]
     here = (owner.boot_id, owner.pid_namespace) == (_boot_id(), _pid_namespace())
-    if here and _start_of(1) is not None:  # with hidepid nobody else's processes can be seen
+    if here and _sees_processes():
         alive = owner.pid != os.getpid() and _start_of(owner.pid) == owner.pid_start
     else:
         alive = _heartbeat_moves(names.heartbeat(save, owner.ordinal))
@@ -114,19 +116,26 @@ def assert_owner(writer: Writer) -> None:
 
 
 class Heartbeat:
-    """Moves the owner's heartbeat until `stop`, which removes it: a job that ended does not look alive."""
+    """Moves an owner's heartbeat until `stop`, which removes it: a job that ended does not look alive.
 
-    def __init__(self, writer: Writer, interval_s: float) -> None:
-        self._path = names.heartbeat(writer.save, writer.attempt.ordinal)
+    It begins before the record is there, so that no other machine finds an owner that does not beat yet.
+    """
+
+    def __init__(self, save: Path, ordinal: int, interval_s: float) -> None:
+        self._path = names.heartbeat(save, ordinal)
         self._interval_s = interval_s
+        atomic.make_dirs(self._path.parent)
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="ms_resume heartbeat", daemon=True)
         self._beat(0)
         self._thread.start()
 
-    def stop(self) -> None:
+    def stop(self, *, remove: bool = True) -> None:
+        """`remove=False` where another job won the race for this ordinal: the file is now that one's."""
         self._stopped.set()
         self._thread.join()
+        if not remove:
+            return
         with contextlib.suppress(DiskError):  # a heartbeat left behind does not move
             atomic.remove(self._path)
 
@@ -138,7 +147,16 @@ class Heartbeat:
 
     def _beat(self, beat: int) -> None:
         with contextlib.suppress(DiskError):  # a full disk is reported by the save, not from here
-            atomic.scribble(self._path, f"{beat} {self._interval_s}\n".encode())
+            atomic.scribble(self._path, f"{beat:<12} {self._interval_s}\n".encode())
+
+
+def _interval_s(beat: str) -> float:
+    """What a heartbeat says of its own pace; what a power cut or a full disk left of one says nothing."""
+    try:
+        said = float(beat.split()[1])
+    except (IndexError, ValueError):
+        said = 0.0
+    return said if 0 < said <= _SLOWEST_BEAT_S else _USUAL_BEAT_S
 
 
 def _passed_stock(surveyed: Survey, origin: Origin | None) -> Iterable[DeadStock]:
@@ -166,6 +184,15 @@ def _identity() -> dict[str, Any]:
     }
 
 
+def _sees_processes() -> bool:
+    """Whether `/proc` tells of other processes, by the numbers that this one knows: not with hidepid, nor where a
+    container has another's `/proc`."""
+    try:
+        return os.readlink("/proc/self") == str(os.getpid()) and _start_of(1) is not None
+    except OSError:
+        return False
+
+
 def _boot_id() -> str:
     return _read_proc("/proc/sys/kernel/random/boot_id").strip()
 
@@ -185,18 +212,16 @@ def _start_of(pid: int) -> int | None:
 
 def _read_proc(path: str) -> str:
     try:
-        return Path(path).read_text()
+        return Path(path).read_text(errors="replace")  # a process's name may be cut in the middle of a character
     except OSError:
         return ""
 
 
 def _heartbeat_moves(path: Path) -> bool:
+    if not path.exists():
+        return False
     first = _read_proc(str(path))
-    try:
-        interval_s = float(first.split()[1])
-    except (IndexError, ValueError):
-        return False  # none, or what a power cut left of it: heartbeats are not synced
-    deadline = time.monotonic() + 2.5 * interval_s
+    deadline = time.monotonic() + 2.5 * _interval_s(first)
     while time.monotonic() < deadline:
         time.sleep(0.2)
         if _read_proc(str(path)) not in (first, ""):

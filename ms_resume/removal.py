@@ -10,14 +10,17 @@ goes on from an older checkpoint because a newer one lay aside just then; `sweep
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from pathlib import Path
 
-from ms_resume.errors import Damaged
+from ms_resume.errors import Damaged, DiskError
 from ms_resume.ondisk import atomic, attempts, names, payload, votes
 from ms_resume.ondisk.attempts import Line
 from ms_resume.ownership import assert_owner
 from ms_resume.records import Position, Writer, ordinal_of
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def retire(writer: Writer, path: Path, *, keep_as: Path | None = None) -> None:
@@ -28,8 +31,13 @@ def retire(writer: Writer, path: Path, *, keep_as: Path | None = None) -> None:
     """
     assert_owner(writer)
     aside = names.retired(path, writer.attempt.attempt)
-    if not atomic.put_aside(path, aside):
-        return
+    try:
+        if not atomic.put_aside(path, aside):
+            return
+    except DiskError as error:
+        if error.fields["errno"] not in _FULL or keep_as is not None:
+            raise
+        aside = path  # a full xfs has no room for another name, and removing is what makes room
     assert_owner(writer)
     if keep_as is None:
         atomic.remove(aside)

@@ -174,5 +174,7 @@ def _keep(writer: Writer, path: Path) -> Path | None:
 
 
 def _record(writer: Writer, files: Mapping[str, Path]) -> None:
-    if failed := commit.record_meta(writer, dict(files)):
+    failed = commit.record_meta(writer, dict(files))
+    ownership.assert_owner(writer)  # a job that started just now sweeps what is written here
+    if failed:
         raise DiskError(failed[0], hint="run this again when the disk has recovered: it writes what is lacking")

@@ -212,7 +212,7 @@ def test_a_vote_directory_that_cannot_be_synced_means_no_vote_was_reported(
 
 
 def test_every_directory_above_a_vote_is_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever made them: another rank may have died between making and syncing."""
+    """Whoever made them, and before the vote: another rank may have died between making and syncing."""
     who = savers.writer(tmp_path, savers.open_attempt(tmp_path))
     names.vote_dir(tmp_path, P("0_5")).mkdir()  # by another rank
     real, synced = atomic.sync_dir, []
@@ -224,8 +224,8 @@ def test_every_directory_above_a_vote_is_synced(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(atomic, "sync_dir", sync_dir)
     savers.save(who, "0_5")
 
-    after_vote = synced[synced.index(names.vote_dir(tmp_path, P("0_5"))) :]
-    assert after_vote[:3] == [names.vote_dir(tmp_path, P("0_5")), names.commits(tmp_path), tmp_path]
+    voted = synced.index(names.vote_dir(tmp_path, P("0_5")))
+    assert synced[voted - 2 : voted + 1] == [tmp_path, names.commits(tmp_path), names.vote_dir(tmp_path, P("0_5"))]
 
 
 @pytest.mark.parametrize(("ranks", "complete"), [((0,), False), ((0, 1), True)])

@@ -382,7 +382,7 @@ BROKEN: list[tuple[Check, str, str, str]] = [
     (exit_codes, "docs/operations.md", "## 31: ", "## 32: "),
     (settings_table, "docs/operations.md", "| 90.0 |", "| 60.0 |"),
     (knobs, "docs/operations.md", "`BASE_MODEL` | ", "`BASE` | "),
-    (layers, "docs/architecture.md", "ownership\ncommit", "commit ownership"),
+    (layers, "docs/architecture.md", "ownership\nremoval", "removal\nownership"),
     (not_as_in_english, "README_CN.md", "make test ", "make tests "),
     (not_as_in_english, "README_CN.md", "0.923", "0.932"),
     (not_as_in_english, "README_CN.md", "\n## 限制", "\n### 限制"),

@@ -92,7 +92,7 @@ def owner_elsewhere(save: Path, **changes: object) -> Attempt:
 def test_an_owner_elsewhere_is_alive_while_its_heartbeat_moves(tmp_path: Path, place: dict[str, str]) -> None:
     """Another machine, or another container: pids mean nothing there."""
     attempt = owner_elsewhere(tmp_path, **place)
-    beating = ownership.Heartbeat(savers.writer(tmp_path, attempt), 0.4)
+    beating = ownership.Heartbeat(tmp_path, attempt.ordinal, 0.4)
     with pytest.raises(DirectoryInUse):
         ownership.check_free(tmp_path)
     beating.stop()
@@ -246,9 +246,8 @@ def test_a_record_that_is_gone(tmp_path: Path) -> None:
 
 def test_the_heartbeat_beats_and_ends_without_a_trace(tmp_path: Path) -> None:
     """Its thread does not outlive it."""
-    writer = savers.writer(tmp_path, savers.open_attempt(tmp_path))
     path = names.heartbeat(tmp_path, 1)
-    beating = ownership.Heartbeat(writer, 0.02)
+    beating = ownership.Heartbeat(tmp_path, 1, 0.02)
     seen: set[str] = set()
     deadline = time.monotonic() + 5
     while len(seen) < 3 and time.monotonic() < deadline:

@@ -66,10 +66,15 @@ def replace(path: Path, content: bytes, attempt: str) -> None:
 def scribble(path: Path, content: bytes) -> None:
     """Overwrites a small file, neither atomically nor durably: for heartbeats, which say nothing about the past.
 
-    In place, because a network file system shows a rename to other machines up to a minute late.
+    In place, because a network file system shows a rename to other machines up to a minute late; and without cutting
+    it first, because an empty one would say to a reader that came just then that its owner is gone.
     """
     with _reported(path, "write"):
-        path.write_bytes(content)
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            os.write(fd, content)
+        finally:
+            os.close(fd)
 
 
 def point(link: Path, target: str, attempt: str) -> None:
@@ -83,9 +88,14 @@ def point(link: Path, target: str, attempt: str) -> None:
 
 
 def make_dirs(path: Path) -> None:
-    """Makes `path` and what lacks above it, each durably linked into the directory above."""
+    """Makes `path` and what lacks above it, each durably linked into the directory above.
+
+    The name of one that is there already is synced too: who made it may have died, or failed, before its sync.
+    """
     missing = [path, *path.parents]
     missing = missing[: next((n for n, step in enumerate(missing) if step.is_dir()), len(missing))]
+    if not missing:
+        _sync_dir_where_readable(path.parent)
     for step in reversed(missing):
         with _reported(step, "make directory"):
             try:
@@ -150,6 +160,12 @@ def sync_dir(path: Path) -> None:
             os.fsync(fd)
         finally:
             os.close(fd)
+
+
+def _sync_dir_where_readable(path: Path) -> None:
+    """A directory above `<save>` may be closed to this user; then whoever made `<save>` there has synced it."""
+    if os.access(path, os.R_OK):
+        sync_dir(path)
 
 
 def writable(path: Path) -> bool:

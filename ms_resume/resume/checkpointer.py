@@ -133,7 +133,7 @@ class Checkpointer:
         )
         after = session.prepare(self._job, request)
         loaded = session.load_newest(self._job, request)
-        self._writer = session.open_attempt(self._job, loaded, after)
+        self._writer, self._heartbeat = session.open_attempt(self._job, loaded, after)
         self._take(loaded, request)
         return self.position
 
@@ -206,8 +206,6 @@ class Checkpointer:
         if loaded.choice.save == self._job.save:
             self._standing = loaded.position
         self._named = session.previous_vote(self._job, loaded)
-        if writer.rank == 0 and self._job.settings.heartbeat_s > 0:
-            self._heartbeat = Heartbeat(writer, self._job.settings.heartbeat_s)
         self._tell(banner.text(_story(self._job, request, writer, loaded)))
         self._try_to_tidy()  # a disk that is full at the start gets room here: a save comes before its retention
 

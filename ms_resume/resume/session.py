@@ -27,6 +27,7 @@ from ms_resume.framework.group import Group
 from ms_resume.layouts import foreign, survey
 from ms_resume.load.source import Source
 from ms_resume.ondisk import atomic, attempts, names
+from ms_resume.ownership import Heartbeat
 from ms_resume.records import Origin, Position, Rejection, Vote, Writer
 from ms_resume.resume import agree, choice, restore
 from ms_resume.resume.choice import Choice, Mine
@@ -124,11 +125,25 @@ def load_newest(job: Job, request: Request) -> Loaded:
                 raise
 
 
-def open_attempt(job: Job, loaded: Loaded, after: int) -> Writer:
-    """Takes the save directory over for this start: rank 0 writes the record, every rank its `meta.json`."""
-    origin = _origin(job, loaded)
+def open_attempt(job: Job, loaded: Loaded, after: int) -> tuple[Writer, Heartbeat | None]:
+    """Takes the save directory over for this start: rank 0 writes the record, every rank its `meta.json`.
+
+    Returns:
+        Who writes from now on, and on rank 0 the pulse that says so to other machines.
+    """
     agree.together(job.group, lambda: _check_stands(job, loaded))
-    document = agree.from_first(job.group, lambda: _open_record(job, origin, after))
+    beating: list[Heartbeat] = []
+    try:
+        writer = _take_over(job, loaded, after, beating)
+    except BaseException as error:
+        for heartbeat in beating:
+            heartbeat.stop(remove=not isinstance(error, DirectoryInUse))
+        raise
+    return writer, next(iter(beating), None)
+
+
+def _take_over(job: Job, loaded: Loaded, after: int, beating: list[Heartbeat]) -> Writer:
+    document = agree.from_first(job.group, lambda: _open_record(job, _origin(job, loaded), after, beating))
     attempt = attempts.decode(document)
     writer = Writer(job.save, attempt, job.group.rank, job.group.world_size)
     agree.from_first(job.group, lambda: removal.put_back(job.save))
@@ -278,8 +293,10 @@ def _origin(job: Job, loaded: Loaded) -> Origin | None:
     return Origin(chosen.position, chosen.attempt, None if same else str(chosen.save))
 
 
-def _open_record(job: Job, origin: Origin | None, after: int) -> dict[str, Any]:
+def _open_record(job: Job, origin: Origin | None, after: int, beating: list[Heartbeat]) -> dict[str, Any]:
     atomic.make_dirs(job.save)
+    if job.settings.heartbeat_s > 0:
+        beating.append(Heartbeat(job.save, after + 1, job.settings.heartbeat_s))
     surveyed = survey.take(job.save, steps_per_epoch=job.steps_per_epoch)
     attempt = ownership.open_attempt(surveyed, origin, job.group.world_size, after=after, label=job.settings.label)
     return attempts.document(attempt)

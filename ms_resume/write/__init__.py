@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from ms_resume import commit, ownership
@@ -67,13 +66,15 @@ def _save(writer: Writer, snapshot: Snapshot, about: Mapping[str, Any], previous
     due = {role: tensors for role, tensors in snapshot.roles.items() if role != "ref" or reference is None}
     paths = {role: files.path_of(writer, snapshot, role) for role in due}
     commit.retract(writer, snapshot.position, paths.values())
-    written = _write_all(writer, snapshot, paths)
-    if reference is not None and not commit.in_place(writer.save, reference):
-        written.append(files.write(writer, snapshot, "ref", files.path_of(writer, snapshot, "ref")))
-        reference = None
-    named = [*written, reference] if reference else written
-    vote = _vote(writer, snapshot, named, about)
-    commit.cast(writer, vote)
+    written: list[Payload] = []
+    with _all_or_none(writer, snapshot.position, written):
+        for role, path in paths.items():
+            written.append(files.write(writer, snapshot, role, path))
+        if reference is not None and not commit.in_place(writer.save, reference):
+            written.append(files.write(writer, snapshot, "ref", files.path_of(writer, snapshot, "ref")))
+            reference = None
+        vote = _vote(writer, snapshot, [*written, reference] if reference else written, about)
+        commit.cast(writer, vote)
     return Saved(vote, True, sum(file.bytes for file in written), tuple(_record_meta(writer, vote)))
 
 
@@ -91,18 +92,17 @@ def _reported() -> Iterator[None]:
         ) from error
 
 
-def _write_all(writer: Writer, snapshot: Snapshot, paths: Mapping[str, Path]) -> list[Payload]:
-    """All or none: retention runs after a save that worked, so what did fit would keep a full disk full."""
-    written: list[Payload] = []
+@contextlib.contextmanager
+def _all_or_none(writer: Writer, position: Position, written: list[Payload]) -> Iterator[None]:
+    """Retention runs after a save that worked, so what did fit would keep a full disk full."""
     try:
-        for role, path in paths.items():
-            written.append(files.write(writer, snapshot, role, path))
+        yield
     except DiskError:
-        with contextlib.suppress(MsResumeError):  # the error that brought us here is the one to report
-            for file in written:
-                commit.clear(writer, writer.save / file.path, proven=True)
+        if not names.vote(writer.save, position, writer.rank).exists():  # else it may count: only its sync failed
+            with contextlib.suppress(MsResumeError):  # the error that brought us here is the one to report
+                for file in written:
+                    commit.clear(writer, writer.save / file.path, proven=True)
         raise
-    return written
 
 
 def _vote(writer: Writer, snapshot: Snapshot, named: list[Payload], about: Mapping[str, Any]) -> Vote:

@@ -23,7 +23,7 @@ def main() -> int:
         return _with_shim()
     from faults import campaign, cases
 
-    plan = campaign.Plan(arguments.share / 100, arguments.seed, arguments.jobs)
+    plan = campaign.Plan(arguments.share / 100, arguments.seed, arguments.jobs, arguments.impatient)
     chosen = arguments.only or list(campaign.PARTS)
     print(
         f"fault campaign: {arguments.share:g} % of {', '.join(chosen)}; --seed {plan.seed}", file=sys.stderr, flush=True
@@ -33,6 +33,8 @@ def main() -> int:
         for name in chosen:
             tallies.append(tally := campaign.run(name, plan))
             print(_line(tally), file=sys.stderr if arguments.json else sys.stdout, flush=True)
+            if tally.failures and plan.impatient:
+                break
     return _report(tallies, as_json=arguments.json)
 
 
@@ -42,6 +44,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=date.today().toordinal(), help="what is drawn (today's date)")
     parser.add_argument("--only", type=lambda text: text.split(","), metavar="PART,PART", help="some parts")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes at once (one for each core)")
+    parser.add_argument("--impatient", action="store_true", help="end at the first failure")
     parser.add_argument("--json", action="store_true", help="counts on standard output as JSON")
     return parser.parse_args()
 
@@ -61,11 +64,12 @@ def _line(tally: object) -> str:
     from faults.cases import Tally
 
     assert isinstance(tally, Tally)
-    if tally.skipped:
-        return f"  {tally.part:32} skipped: {tally.skipped}"
-    notes = "; ".join(f"{count} {what}" for what, count in tally.notes.items())
+    skipped = f"; skipped: {tally.skipped}" if tally.skipped else ""
+    if skipped and not tally.cases:
+        return f"  {tally.part:28} {skipped[2:]}"
+    notes = "; ".join(f"{count} {what}" for what, count in tally.notes.items()) + skipped
     failed = f"failures: {len(tally.failures)}"
-    lines = [f"  {tally.part:32} {tally.cases:6} {tally.unit:28} {failed:14} {tally.seconds:6.0f} s  {notes}"]
+    lines = [f"  {tally.part:28} {tally.cases:6} {tally.unit:16} {failed:14} {tally.seconds:6.0f} s  {notes}"]
     return "\n".join([*lines, *(f"      {failure}" for failure in tally.failures[:20])])
 
 

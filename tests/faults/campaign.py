@@ -10,7 +10,18 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
 
-from faults import dying, failing, interleaving, scenarios
+from faults import (
+    dying,
+    failing,
+    full_disk,
+    images,
+    interleaving,
+    power_model,
+    protocol,
+    scenarios,
+    trainer,
+    two_writers,
+)
 from faults.cases import Tally
 from faults.scenarios import Scenario
 from faults.shim import Unavailable
@@ -20,17 +31,18 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Plan:
-    """How much of each part is run: `share` of its cases, drawn with `seed`, on `jobs` processes."""
+    """How much of each part is run: `share` of its cases, drawn with `seed`, on `jobs` processes; `impatient` ends a
+    part at its first failure."""
 
     share: float = 1.0
     seed: int = 0
     jobs: int = 2
+    impatient: bool = False
 
     def draw(self, cases: Sequence[T]) -> list[T]:
         if self.share >= 1:
             return list(cases)
-        count = max(1, round(len(cases) * self.share))
-        return random.Random(self.seed).sample(list(cases), count)
+        return random.Random(self.seed).sample(list(cases), max(1, round(len(cases) * self.share)))
 
     def spread(self, check: Callable[[T], str], cases: Iterable[T], tally: Tally) -> None:
         """Checks every case, in processes that are forked from this one; what was wrong goes into `tally`."""
@@ -38,10 +50,18 @@ class Plan:
         with ProcessPoolExecutor(self.jobs, mp_context=context) as pool:
             for failure in pool.map(check, cases, chunksize=8):
                 tally.add(failure)
+                if failure and self.impatient:
+                    pool.shutdown(wait=True, cancel_futures=True)
+                    return
 
 
 def every_scenario() -> list[Scenario]:
     return [scenario for world_size in (1, 2, 3) for scenario in scenarios.of_size(world_size)]
+
+
+def in_one_process(*world_sizes: int) -> list[Scenario]:
+    """Those in which a stopped process is the whole job."""
+    return [s for n in world_sizes for s in scenarios.of_size(n) if not s.name.endswith("the others")]
 
 
 def run_dying(plan: Plan) -> Tally:
@@ -50,7 +70,7 @@ def run_dying(plan: Plan) -> Tally:
     single = plan.draw(list(dying.points(every_scenario())))
     double = dying.pairs(every_scenario(), round(1200 * plan.share), plan.seed)
     plan.spread(dying.check, [*single, *double], tally)
-    tally.notes = {"calls killed once": len(single), "killed again in the recovery": len(double)}
+    tally.notes = {"killed once": len(single), "killed again in the recovery": len(double)}
     return tally
 
 
@@ -59,8 +79,8 @@ def run_failing(plan: Plan) -> Tally:
     tally = Tally("failing at every point", "injected errors")
     points = plan.draw([point for n in (1, 2) for point in failing.points(scenarios.of_size(n))])
     plan.spread(failing.check, points, tally)
-    patient = scenarios.of_size(2) if plan.share == 1 else []  # all stalls at once take half a minute
-    stalled = list(failing.stalls(patient, every=29))
+    patient = scenarios.of_size(2) if plan.share == 1 and not plan.impatient else []
+    stalled = list(failing.stalls(patient, every=29))  # all at once: half a minute
     for failure in stalled:
         tally.add(failure)
     tally.notes = {"errors and short writes": len(points), "stalls of 30 s": len(stalled)}
@@ -70,8 +90,8 @@ def run_failing(plan: Plan) -> Tally:
 def run_interleaving(plan: Plan) -> Tally:
     """A zombie at every call, its successor at random ones; a rank that is slow while another one prunes."""
     tally = Tally("interleavings", "orders")
-    zombies = plan.draw([zombie for n in (1, 2) for zombie in interleaving.zombies(scenarios.of_size(n))])
-    zombies += interleaving.in_between(every_scenario(), round(1500 * plan.share), plan.seed)
+    zombies = plan.draw(list(interleaving.zombies(in_one_process(1, 2))))
+    zombies += interleaving.in_between(in_one_process(1, 2, 3), round(1500 * plan.share), plan.seed)
     slow = plan.draw(list(interleaving.slow_ranks([s for s in scenarios.of_size(2) if s.name in _SLOW], calls=45)))
     plan.spread(interleaving.check, zombies, tally)
     plan.spread(interleaving.check_slow, slow, tally)
@@ -86,10 +106,47 @@ _SLOW = (
     "an abandoned position saved again",
 )
 
+
+def run_power_model(plan: Plan) -> Tally:
+    """States of the directory after a power cut; a share of it takes all states of some scenarios."""
+    tally = Tally("power loss, enumerated", "states")
+    chosen = plan.draw([s for n in (1, 2, 3) for s in (*scenarios.of_size(n), *power_model.unsynced(n))])
+    found = [case for scenario in chosen for case in power_model.states(scenario, budget=20, seed=plan.seed)]
+    plan.spread(power_model.check, found, tally)
+    loose = [wrong for scenario in chosen if (wrong := power_model.loose_ends(scenario))]
+    tally.failures += loose
+    tally.notes = {"points": len({(case.scenario, case.world_size, case.point) for case in found})}
+    tally.notes["stretches where each step ends durably"] = len(chosen) - len(loose)
+    return tally
+
+
+def run_images(plan: Plan) -> Tally:
+    return images.run(plan.seed, plan.share, jobs=plan.jobs)
+
+
+def run_full_disk(plan: Plan) -> Tally:
+    tally = Tally("full disks", "cases")
+    kinds, tally.skipped = images.available()
+    plan.spread(full_disk.check, plan.draw(full_disk.all_cases(kinds)) if kinds else [], tally)
+    return tally
+
+
+def run_protocol(plan: Plan) -> Tally:
+    if plan.share < 1:
+        raise Unavailable("a share of a model proves nothing; tests/test_protocol.py explores small ones")
+    return protocol.run()
+
+
 PARTS: dict[str, Callable[[Plan], Tally]] = {
     "dying": run_dying,
     "failing": run_failing,
     "interleaving": run_interleaving,
+    "protocol": run_protocol,
+    "two_writers": two_writers.run,
+    "power_model": run_power_model,
+    "images": run_images,
+    "full_disk": run_full_disk,
+    "trainer": trainer.run,
 }
 
 
