@@ -169,12 +169,16 @@ def _keep(writer: Writer, path: Path) -> Path | None:
         return None
     ownership.assert_owner(writer)
     kept = names.broken(path)
-    atomic.publish(kept, [path.read_bytes()], writer.attempt.attempt)
+    try:
+        atomic.publish(kept, [path.read_bytes()], writer.attempt.attempt)
+    except DiskError:
+        ownership.assert_owner(writer)  # a job that started just now sweeps what is being written here
+        raise
     return kept
 
 
 def _record(writer: Writer, files: Mapping[str, Path]) -> None:
     failed = commit.record_meta(writer, dict(files))
-    ownership.assert_owner(writer)  # a job that started just now sweeps what is written here
     if failed:
+        ownership.assert_owner(writer)  # as above
         raise DiskError(failed[0], hint="run this again when the disk has recovered: it writes what is lacking")

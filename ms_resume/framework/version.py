@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import re
+from functools import cache
 from importlib import metadata
 
 from ms_resume.errors import UsageError
@@ -21,8 +22,9 @@ def require() -> None:
         raise UsageError(f"MindSpore {found} is installed, expected 2.7 or newer", hint=hint)
 
 
+@cache
 def installed(package: str) -> str:
-    """The version of an installed package, empty when it is not there."""
+    """The version of an installed package, empty when it is not there. Looked up once: it is a search of the path."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

@@ -23,6 +23,10 @@ def main() -> int:
         return _with_shim()
     from faults import campaign, cases
 
+    if arguments.calls:
+        with cases.open_room():
+            print(json.dumps({str(scenario): cases.calls(scenario)[0] for scenario in campaign.every_scenario()}))
+        return 0
     plan = campaign.Plan(arguments.share / 100, arguments.seed, arguments.jobs, arguments.impatient)
     chosen = arguments.only or list(campaign.PARTS)
     print(
@@ -45,6 +49,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--only", type=lambda text: text.split(","), metavar="PART,PART", help="some parts")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes at once (one for each core)")
     parser.add_argument("--impatient", action="store_true", help="end at the first failure")
+    parser.add_argument("--calls", action="store_true", help="how many calls each scenario makes, as JSON")
     parser.add_argument("--json", action="store_true", help="counts on standard output as JSON")
     return parser.parse_args()
 

@@ -68,7 +68,7 @@ def run_dying(plan: Plan) -> Tally:
     """SIGKILL at every call, then at random again in the recovery."""
     tally = Tally("dying at every point", "kill points")
     single = plan.draw(list(dying.points(every_scenario())))
-    double = dying.pairs(every_scenario(), round(1200 * plan.share), plan.seed)
+    double = dying.pairs(every_scenario(), round(600 * plan.share), plan.seed)
     plan.spread(dying.check, [*single, *double], tally)
     tally.notes = {"killed once": len(single), "killed again in the recovery": len(double)}
     return tally
@@ -77,7 +77,9 @@ def run_dying(plan: Plan) -> Tally:
 def run_failing(plan: Plan) -> Tally:
     """Every call fails, for one reason or another."""
     tally = Tally("failing at every point", "injected errors")
-    points = plan.draw([point for n in (1, 2) for point in failing.points(scenarios.of_size(n))])
+    points = plan.draw(list(failing.points(scenarios.of_size(1))))
+    two_ranks = list(failing.points(scenarios.of_size(2)))
+    points += random.Random(plan.seed).sample(two_ranks, round(len(two_ranks) * plan.share / 6))
     plan.spread(failing.check, points, tally)
     patient = scenarios.of_size(2) if plan.share == 1 and not plan.impatient else []
     stalled = list(failing.stalls(patient, every=29))  # all at once: half a minute
@@ -91,7 +93,7 @@ def run_interleaving(plan: Plan) -> Tally:
     """A zombie at every call, its successor at random ones; a rank that is slow while another one prunes."""
     tally = Tally("interleavings", "orders")
     zombies = plan.draw(list(interleaving.zombies(in_one_process(1, 2))))
-    zombies += interleaving.in_between(in_one_process(1, 2, 3), round(1500 * plan.share), plan.seed)
+    zombies += interleaving.in_between(in_one_process(1, 2, 3), round(1000 * plan.share), plan.seed)
     slow = plan.draw(list(interleaving.slow_ranks([s for s in scenarios.of_size(2) if s.name in _SLOW], calls=45)))
     plan.spread(interleaving.check, zombies, tally)
     plan.spread(interleaving.check_slow, slow, tally)
@@ -111,7 +113,7 @@ def run_power_model(plan: Plan) -> Tally:
     """States of the directory after a power cut; a share of it takes all states of some scenarios."""
     tally = Tally("power loss, enumerated", "states")
     chosen = plan.draw([s for n in (1, 2, 3) for s in (*scenarios.of_size(n), *power_model.unsynced(n))])
-    found = [case for scenario in chosen for case in power_model.states(scenario, budget=20, seed=plan.seed)]
+    found = [case for scenario in chosen for case in power_model.states(scenario, budget=12, seed=plan.seed)]
     plan.spread(power_model.check, found, tally)
     loose = [wrong for scenario in chosen if (wrong := power_model.loose_ends(scenario))]
     tally.failures += loose

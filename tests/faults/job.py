@@ -15,9 +15,11 @@ import numpy as np
 from runs import Scale
 
 import ms_resume
+from ms_resume.framework import version
 from ms_resume.resume import checkpointer as _loaded  # noqa: F401  # lazily loaded otherwise, by each child anew
 from ms_resume.state import Arrays
 
+version.tool()  # looked up once in a process, and so once for all children
 T = TypeVar("T")
 STEPS_PER_EPOCH = 100
 _ITEMS = 1500

@@ -1,0 +1,126 @@
+"""A share of the fault campaign, drawn anew each day; the whole of it is `make faults`."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import pytest
+from faults import peer_traces, shim
+
+HERE = Path(__file__).parent
+SHARE = 5
+DRAWN = "dying,failing,interleaving,two_writers,power_model,images,full_disk,mutants"
+"""Parts of which a share says something, and which need no MindSpore."""
+
+CALLS = {
+    "the first save into a stock directory": (83, 159, 235),
+    "a save after stock and ours in turn": (80, 155, 230),
+    "the first save of all": (105, 184, 263),
+    "a save, with retention": (80, 150, 220),
+    "a save with a new reference": (96, 182, 268),
+    "a save as .ckpt": (72, 134, 196),
+    "a torn position saved again": (87, 168, 249),
+    "an abandoned position saved again": (74, 144, 214),
+    "a start": (36, 56, 76),
+    "going back": (28, 42, 56),
+    "restore": (27, 41, 55),
+    "repair": (27, 54, 81),
+    "rank 0 saves before the others": (0, 60, 60),
+    "rank 1 saves before the others": (0, 60, 0),
+    "rank 1 saves after the others": (0, 63, 0),
+    "pruned on the word of a rank that died": (0, 124, 183),
+    "rank 2 saves before the others": (0, 0, 60),
+    "rank 2 saves after the others": (0, 0, 63),
+}
+"""Of every scenario the calls that change the directory, for 1, 2 and 3 ranks: whoever adds one sees it here."""
+
+
+def campaign(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "faults", *arguments]
+    return subprocess.run(
+        command, cwd=HERE, env={**os.environ, **environment}, capture_output=True, text=True, check=False
+    )
+
+
+needs_compiler = pytest.mark.skipif(
+    not any(map(shutil.which, ("cc", "gcc", "clang"))), reason="no C compiler: the shim cannot be built"
+)
+
+
+@needs_compiler
+def test_a_share_of_the_campaign() -> None:
+    """Nothing fails; what cannot run here says so, and the seed to draw it again is printed."""
+    seed = os.environ.get("FAULTS_SEED", str(date.today().toordinal()))
+    print(f"again: cd tests && python -m faults --share {SHARE} --seed {seed} --only {DRAWN}")
+    run = campaign("--share", str(SHARE), "--seed", seed, "--only", DRAWN, "--json")
+    print(run.stderr)
+
+    assert run.returncode == 0
+    tallies: list[dict[str, Any]] = json.loads(run.stdout)
+    assert [tally["failures"] for tally in tallies] == [[]] * len(DRAWN.split(","))
+    assert all(tally["cases"] or tally["skipped"] for tally in tallies)
+
+
+@needs_compiler
+def test_the_number_of_points() -> None:
+    """Pinned: a call that is added, or lost, is a decision."""
+    counted: dict[str, int] = json.loads(campaign("--calls").stdout)
+
+    assert counted == {
+        f"{name}, {n + 1} rank{'s' if n else ''}": calls
+        for name, of_ranks in CALLS.items()
+        for n, calls in enumerate(of_ranks)
+        if calls
+    }
+
+
+@needs_compiler
+@pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
+def test_the_shim_sees_every_call(tmp_path: Path) -> None:
+    """A whole save under strace: below the directory the same calls, kind by kind."""
+    script = HERE / "faults" / "traced.py"
+    trace = tmp_path / "trace"
+    control = tmp_path / "control"
+    command = [*peer_traces.command(trace, str(shim.build())), sys.executable, str(script), str(tmp_path), str(control)]
+    run = subprocess.run(
+        command, cwd=HERE, env={**os.environ, "PYTHONPATH": str(HERE)}, capture_output=True, text=True, check=False
+    )
+
+    assert run.returncode == 0, run.stderr
+    seen = {kind: count for kind, count in json.loads(run.stdout).items() if count}
+    with open(trace) as lines:
+        assert seen == dict(peer_traces.kinds(lines, tmp_path / "case"))
+    assert sum(seen.values()) > 50
+
+
+def test_without_a_compiler_nothing_is_passed() -> None:
+    """The reason is said, and no part counts."""
+    run = campaign("--only", "dying", PATH="/nowhere")
+
+    assert run.returncode == 0
+    assert "skipped, nothing was checked: no C compiler" in run.stdout
+    assert "failures" not in run.stdout
+
+
+@needs_compiler
+def test_a_failure_is_told_and_ends_in_1(tmp_path: Path) -> None:
+    """A package whose votes are not durable: the campaign says where, and what is lost."""
+    broken = tmp_path / "ms_resume"
+    shutil.copytree(Path(__file__).parents[1] / "ms_resume", broken)
+    door = broken / "ondisk/atomic.py"
+    text = door.read_text()
+    assert "        os.fsync(fd)\n    except OSError" in text
+    door.write_text(text.replace("        os.fsync(fd)\n    except OSError", "        pass\n    except OSError"))
+    run = campaign(
+        "--only", "power_model", "--share", "100", "--impatient", "--scenario", "a save, with", PYTHONPATH=str(tmp_path)
+    )
+
+    assert run.returncode == 1
+    assert "power lost after call" in run.stdout
