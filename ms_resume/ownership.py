@@ -141,9 +141,16 @@ class Heartbeat:
 
     def _run(self) -> None:
         beat = 0
-        while not self._stopped.wait(self._interval_s):
+        while not self._stops_within(self._interval_s):
             beat += 1
             self._beat(beat)
+
+    def _stops_within(self, seconds: float) -> bool:
+        """In small sleeps: before Python 3.11 a wait of `threading` stands still when the clock is set back."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline and not self._stopped.is_set():
+            time.sleep(min(0.1, seconds))
+        return self._stopped.is_set()
 
     def _beat(self, beat: int) -> None:
         with contextlib.suppress(DiskError):  # a full disk is reported by the save, not from here

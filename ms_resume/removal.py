@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from ms_resume.errors import Damaged, DiskError
@@ -54,7 +55,7 @@ def put_back(save: Path) -> int:
         The number of files that came back.
     """
     line = attempts.line_of(attempts.read_all(save))
-    return sum(_give_back(aside, home, line) for aside, home in _asides(save))
+    return sum(_give_back(found, line) for found in _asides(save))
 
 
 def sweep(writer: Writer) -> int:
@@ -65,13 +66,12 @@ def sweep(writer: Writer) -> int:
     """
     line = attempts.line_of(attempts.read_all(writer.save))
     removed = 0
-    for aside, home in _asides(writer.save, writer.rank):
-        author = author_of(aside, home.name)
-        taken_by = names.parse_retired(aside.name)
-        mine = taken_by is None or ordinal_of(taken_by[1]) < writer.attempt.ordinal
-        if mine and author and not (_live(line, author, home) and not _not_older(home, author)):
+    for found in _asides(writer.save, writer.rank):
+        author = author_of(found.path, found.home.name)
+        wanted = author is None or (_live(line, author, found.home) and not _not_older(found.home, author))
+        if not wanted and ordinal_of(found.taken_by) < writer.attempt.ordinal:
             assert_owner(writer)
-            atomic.remove(aside)
+            atomic.remove(found.path)
             removed += 1
     for directory in names.commits(writer.save).glob(".*.retired") if writer.rank == 0 else ():
         atomic.remove_dir_if_empty(directory)
@@ -89,15 +89,24 @@ def author_of(path: Path, name: str) -> str | None:
     return mark.attempt if mark else None
 
 
-def _give_back(aside: Path, home: Path, line: Line) -> bool:
-    author = author_of(aside, home.name)
+@dataclass(frozen=True, slots=True)
+class _Aside:
+    """A file that lies aside, the path that it had, and the attempt that took it."""
+
+    path: Path
+    home: Path
+    taken_by: str
+
+
+def _give_back(found: _Aside, line: Line) -> bool:
+    home, author = found.home, author_of(found.path, found.home.name)
     if author is not None and not _live(line, author, home):
         return False
     if author is not None and home.exists() and not _not_older(home, author):
         atomic.put_aside(home, names.retired(home, author_of(home, home.name) or author))
     atomic.make_dirs(home.parent)
     try:
-        return atomic.give_back(aside, home)
+        return atomic.give_back(found.path, home)
     except FileExistsError:
         return False
 
@@ -114,13 +123,17 @@ def _not_older(path: Path, author: str) -> bool:
     return there is not None and ordinal_of(there) >= ordinal_of(author)
 
 
-def _asides(save: Path, rank: int | None = None) -> Iterator[tuple[Path, Path]]:
-    """Files that lie aside, of one rank or all, and the paths that they had."""
+def _asides(save: Path, rank: int | None = None) -> Iterator[_Aside]:
+    """Of one rank or all: files taken singly, and votes whose directory was taken."""
     which = "*" if rank is None else rank
-    for aside in (*save.glob(f"*/rank_{which}/.*.retired"), *save.glob(f"commits/*/.rank_{which}.json.*.retired")):
-        if parsed := names.parse_retired(aside.name):
-            directory = names.parse_retired(aside.parent.name)
-            yield aside, (aside.parent.with_name(directory[0]) if directory else aside.parent) / parsed[0]
-    for aside in save.glob(f"commits/.*.retired/rank_{which}.json"):
-        if directory := names.parse_retired(aside.parent.name):
-            yield aside, aside.parent.with_name(directory[0]) / aside.name
+    for path in (*save.glob(f"*/rank_{which}/.*.retired"), *save.glob(f"commits/*/.rank_{which}.json.*.retired")):
+        if parsed := names.parse_retired(path.name):
+            yield _Aside(path, _home(path.parent) / parsed[0], parsed[1])
+    for path in save.glob(f"commits/.*.retired/rank_{which}.json"):
+        if parsed := names.parse_retired(path.parent.name):
+            yield _Aside(path, _home(path.parent) / path.name, parsed[1])
+
+
+def _home(directory: Path) -> Path:
+    parsed = names.parse_retired(directory.name)
+    return directory.with_name(parsed[0]) if parsed else directory

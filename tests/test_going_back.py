@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ from ms_resume import locate, retention
 from ms_resume.layouts import survey
 from ms_resume.ondisk import attempts, meta, names
 from ms_resume.records import Position
+from ms_resume.resume import session
 
 P = Position.parse
 RUN: dict[str, Any] = {"save_every": 2}
@@ -224,3 +226,39 @@ def test_past_ours_to_stocks(tmp_path: Path) -> None:
 
     assert ranks[0]["start"] == P("0_5")
     assert standing(tmp_path) == {"0_12": "abandoned", "0_10": "abandoned", "0_5": "whole"}
+
+
+def test_latest_points_to_where_it_went_back(save: Path) -> None:
+    """Before the first save, too: what it pointed to is abandoned."""
+    go_back(save, "0_4").ok()
+
+    assert os.readlink(save / "latest") == "commits/0_4"
+
+
+@pytest.mark.parametrize(("after", "records"), [("load_newest", 1), ("_open_record", 2)])
+@pytest.mark.parametrize("what", ["payload", "vote", "reference"])
+def test_what_is_pruned_while_it_is_loaded(
+    save: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    what: str,
+    after: str,
+    records: int,
+) -> None:
+    """By a job that is not dead yet. Going on would leave nothing to the start after a second death."""
+    goes = {
+        "payload": names.payload(save, "policy", 1, P("1_0")),
+        "vote": names.vote(save, P("1_0"), 1),
+        "reference": next((save / "ref/rank_1").glob("*.safetensors")),
+    }[what]
+    real = getattr(session, after)
+
+    def then_pruned(*args: Any) -> Any:
+        done = real(*args)
+        goes.unlink(missing_ok=True)
+        return done
+
+    monkeypatch.setattr(session, after, then_pruned)
+    error = error_of(tiny_run(save, resume=True, **RUN))
+
+    assert (int(error.exit_code), "taken away while it was loaded" in error.message) == (61, True), error
+    assert len(attempts.read_all(save)) == records

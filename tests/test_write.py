@@ -13,7 +13,7 @@ import savers
 from runs import ThreadGroup, TinyRank, run_ranks
 
 import ms_resume
-from ms_resume import locate
+from ms_resume import commit, locate
 from ms_resume.errors import DiskError
 from ms_resume.ondisk import ckpt, names, payload
 from ms_resume.records import Position
@@ -189,3 +189,21 @@ def ms_resume_write(who: object, taken: object) -> None:
     from ms_resume import write
 
     write.save(who, taken, savers.ABOUT, None)  # type: ignore[arg-type]
+
+
+def test_a_read_that_fails_ends_a_save_as_a_write_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stale handle of a network file system: the trainer catches DiskError, and trains on."""
+    who = savers.writer(tmp_path, savers.open_attempt(tmp_path))
+    savers.save(who, "0_1")
+    before = savers.files(tmp_path)
+
+    def stale(*args: object) -> None:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), "commits/0_2/rank_0.json")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(commit, "standing_vote", stale)
+        with pytest.raises(DiskError, match=r"commits/0_2/rank_0.json: Stale file handle"):
+            savers.save(who, "0_2")
+
+    assert savers.files(tmp_path) == before
+    savers.save(who, "0_2")

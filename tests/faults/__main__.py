@@ -27,7 +27,7 @@ def main() -> int:
         with cases.open_room():
             print(json.dumps({str(scenario): cases.calls(scenario)[0] for scenario in campaign.every_scenario()}))
         return 0
-    plan = campaign.Plan(arguments.share / 100, arguments.seed, arguments.jobs, arguments.impatient)
+    plan = campaign.Plan(arguments.share / 100, arguments.seed, arguments.jobs, arguments.impatient, arguments.scenario)
     chosen = arguments.only or list(campaign.PARTS)
     print(
         f"fault campaign: {arguments.share:g} % of {', '.join(chosen)}; --seed {plan.seed}", file=sys.stderr, flush=True
@@ -47,6 +47,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--share", type=float, default=100, metavar="PERCENT", help="how much of each part (100)")
     parser.add_argument("--seed", type=int, default=date.today().toordinal(), help="what is drawn (today's date)")
     parser.add_argument("--only", type=lambda text: text.split(","), metavar="PART,PART", help="some parts")
+    parser.add_argument("--scenario", default="", metavar="TEXT", help="only those whose name contains this")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes at once (one for each core)")
     parser.add_argument("--impatient", action="store_true", help="end at the first failure")
     parser.add_argument("--calls", action="store_true", help="how many calls each scenario makes, as JSON")

@@ -88,8 +88,8 @@ def check(case: Case) -> str:
 def run(plan: Plan) -> Tally:
     """Every case, those that wait side by side; those that need namespaces are skipped where there are none."""
     tally = Tally("two writers", "cases")
-    chosen, reason = plan.draw(cases(plan.seed)), lacking()
-    contained = plan.draw(in_containers())
+    chosen, reason = plan.draw(plan.named(cases(plan.seed))), lacking()
+    contained = plan.draw(plan.named(in_containers()))
     if not reason:
         chosen += contained
     plan.spread(check, [case for case in chosen if not case.waits], tally)
