@@ -139,8 +139,8 @@ def record_meta(writer: Writer, files: dict[str, Path]) -> list[str]:
         content = meta.encode(named.position, files[role].name)
         try:
             if not path.exists() or path.read_bytes() != content:
-                assert_owner(writer)
                 atomic.make_dirs(path.parent)
+                assert_owner(writer)
                 atomic.replace(path, content, writer.attempt.attempt)
         except (DiskError, OSError) as error:
             said = error.message if isinstance(error, DiskError) else str(error)
@@ -154,6 +154,7 @@ def point_latest(writer: Writer, position: Position) -> None:
         target = f"{names.commits(writer.save).name}/{position}"
         link = writer.save / names.LATEST
         if not link.is_symlink() or os.readlink(link) != target:
+            assert_owner(writer)
             atomic.point(link, target, writer.attempt.attempt)
 
 

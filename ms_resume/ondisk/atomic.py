@@ -118,11 +118,7 @@ def remove(*paths: Path) -> None:
         with _reported(path, "remove"):
             path.unlink(missing_ok=True)
     for directory in {path.parent for path in paths}:
-        try:
-            sync_dir(directory)
-        except DiskError as error:
-            if error.fields["errno"] != errno.ENOENT:  # another rank removed the emptied directory in between
-                raise
+        _sync_dir_unless_gone(directory)
 
 
 def put_aside(path: Path, aside: Path) -> bool:
@@ -139,11 +135,11 @@ def give_back(aside: Path, path: Path) -> bool:
     """Gives a file its name again; False when it is not there any more. Raises FileExistsError where another has it."""
     with _reported(path, "put back"):
         try:
-            _place(aside, path)
+            _place(aside, path, never_nameless=True)
         except FileNotFoundError:
             return False
-    for directory in {path.parent, aside.parent}:
-        sync_dir(directory)
+    for directory in dict.fromkeys((path.parent, aside.parent)):
+        _sync_dir_unless_gone(directory)
     return True
 
 
@@ -160,6 +156,14 @@ def sync_dir(path: Path) -> None:
             os.fsync(fd)
         finally:
             os.close(fd)
+
+
+def _sync_dir_unless_gone(path: Path) -> None:
+    try:
+        sync_dir(path)
+    except DiskError as error:
+        if error.fields["errno"] != errno.ENOENT:  # another process removed the emptied directory in between
+            raise
 
 
 def _sync_dir_where_readable(path: Path) -> None:
@@ -213,8 +217,12 @@ def _synced(fd: int) -> bool:
     return True
 
 
-def _place(part: Path, path: Path) -> None:
-    """Hard link and unlink where the file system has links: it is the one exclusive publish that NFS has too."""
+def _place(part: Path, path: Path, *, never_nameless: bool = False) -> None:
+    """Hard link and unlink where the file system has links: it is the one exclusive publish that NFS has too.
+
+    Args:
+        never_nameless: A power cut may keep the unlink and lose the link: then there is a sync in between.
+    """
     try:
         os.link(part, path)
     except FileExistsError:
@@ -226,6 +234,8 @@ def _place(part: Path, path: Path) -> None:
             raise
         _rename_noreplace(part, path)
         return
+    if never_nameless:
+        sync_dir(path.parent)
     os.unlink(part)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 from dataclasses import asdict
 from datetime import date
@@ -21,13 +22,21 @@ def main() -> int:
     arguments = _arguments()
     if not shim.present():
         return _with_shim()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the directories of the cases go
     from faults import campaign, cases
 
     if arguments.calls:
         with cases.open_room():
             print(json.dumps({str(scenario): cases.calls(scenario)[0] for scenario in campaign.every_scenario()}))
         return 0
-    plan = campaign.Plan(arguments.share / 100, arguments.seed, arguments.jobs, arguments.impatient, arguments.scenario)
+    plan = campaign.Plan(
+        share=arguments.share / 100,
+        seed=arguments.seed,
+        jobs=arguments.jobs,
+        impatient=arguments.impatient,
+        scenario=arguments.scenario,
+        case=arguments.case,
+    )
     chosen = arguments.only or list(campaign.PARTS)
     print(
         f"fault campaign: {arguments.share:g} % of {', '.join(chosen)}; --seed {plan.seed}", file=sys.stderr, flush=True
@@ -47,7 +56,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--share", type=float, default=100, metavar="PERCENT", help="how much of each part (100)")
     parser.add_argument("--seed", type=int, default=date.today().toordinal(), help="what is drawn (today's date)")
     parser.add_argument("--only", type=lambda text: text.split(","), metavar="PART,PART", help="some parts")
-    parser.add_argument("--scenario", default="", metavar="TEXT", help="only those whose name contains this")
+    parser.add_argument("--scenario", default="", metavar="TEXT", help="only scenarios whose name contains this")
+    parser.add_argument("--case", default="", metavar="TEXT", help="only cases whose name contains this")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes at once (one for each core)")
     parser.add_argument("--impatient", action="store_true", help="end at the first failure")
     parser.add_argument("--calls", action="store_true", help="how many calls each scenario makes, as JSON")

@@ -16,6 +16,7 @@ from faults import (
     full_disk,
     images,
     interleaving,
+    mutants,
     power_model,
     protocol,
     scenarios,
@@ -44,8 +45,11 @@ class Plan:
     def named(self, cases: Iterable[T]) -> list[T]:
         return [case for case in cases if self.scenario in str(case)]
 
+    def picked(self, cases: Iterable[T]) -> list[T]:
+        return [case for case in cases if self.case in str(case)]
+
     def draw(self, cases: Sequence[T]) -> list[T]:
-        there = [case for case in cases if self.case in str(case)]
+        there = self.picked(cases)
         if self.share >= 1:
             return there
         few = max(1, round(len(there) * self.share)) if there else 0
@@ -55,7 +59,7 @@ class Plan:
         """Checks every case, in processes that are forked from this one; what was wrong goes into `tally`."""
         context = multiprocessing.get_context("fork")
         with ProcessPoolExecutor(self.jobs, mp_context=context) as pool:
-            for failure in pool.map(check, cases, chunksize=8):
+            for failure in pool.map(check, cases, chunksize=1 if self.impatient else 8):
                 tally.add(failure)
                 if failure and self.impatient:
                     pool.shutdown(wait=True, cancel_futures=True)
@@ -75,8 +79,11 @@ def run_dying(plan: Plan) -> Tally:
     """SIGKILL at every call, then at random again in the recovery."""
     tally = Tally("dying at every point", "kill points")
     chosen = plan.named(every_scenario())
-    single = plan.draw(list(dying.points(chosen)))
+    single = plan.draw(list(dying.points(s for s in chosen if s.world_size < 3)))
+    three_ranks = plan.picked(dying.points(s for s in chosen if s.world_size == 3))
+    single += random.Random(plan.seed).sample(three_ranks, round(len(three_ranks) * plan.share / 3))
     double = dying.pairs(chosen, round(600 * plan.share * len(chosen) / len(every_scenario())), plan.seed)
+    double = plan.picked(double)
     plan.spread(dying.check, [*single, *double], tally)
     tally.notes = {"killed once": len(single), "killed again in the recovery": len(double)}
     return tally
@@ -86,7 +93,7 @@ def run_failing(plan: Plan) -> Tally:
     """Every call fails, for one reason or another."""
     tally = Tally("failing at every point", "injected errors")
     points = plan.draw(list(failing.points(plan.named(scenarios.of_size(1)))))
-    two_ranks = list(failing.points(plan.named(scenarios.of_size(2))))
+    two_ranks = plan.picked(failing.points(plan.named(scenarios.of_size(2))))
     points += random.Random(plan.seed).sample(two_ranks, round(len(two_ranks) * plan.share / 6))
     plan.spread(failing.check, points, tally)
     patient = scenarios.of_size(2) if plan.share == 1 and not plan.impatient else []
@@ -103,7 +110,8 @@ def run_interleaving(plan: Plan) -> Tally:
     everywhere = in_one_process(1, 2, 3)
     chosen = plan.named(everywhere)
     zombies = plan.draw(list(interleaving.zombies(s for s in chosen if s.world_size < 3)))
-    zombies += interleaving.in_between(chosen, round(1000 * plan.share * len(chosen) / len(everywhere)), plan.seed)
+    count = round(1000 * plan.share * len(chosen) / len(everywhere))
+    zombies += plan.picked(interleaving.in_between(chosen, count, plan.seed))
     late = plan.named(s for s in scenarios.of_size(2) if s.name in _SLOW)
     slow = plan.draw(list(interleaving.slow_ranks(late, calls=45)))
     plan.spread(interleaving.check, zombies, tally)
@@ -162,6 +170,7 @@ PARTS: dict[str, Callable[[Plan], Tally]] = {
     "images": run_images,
     "full_disk": run_full_disk,
     "trainer": trainer.run,
+    "mutants": mutants.run,
 }
 
 

@@ -41,6 +41,7 @@ LEFT = {
     "two checkpoints": "a save, with retention",
     "an abandoned future": "restore",
     "broken meta.json": "repair",
+    "files aside": "a start where files lie aside",
 }
 """What lies there, and the scenario that prepares it."""
 

@@ -10,7 +10,7 @@ import random
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-from faults import cases, judge
+from faults import cases, hints, judge
 from faults.job import Job
 from faults.scenarios import NOTHING, Scenario, Stage
 from faults.shim import Mode
@@ -34,7 +34,7 @@ def points(scenarios: Iterable[Scenario]) -> Iterator[Point]:
     """Every point of every scenario."""
     for scenario in scenarios:
         total, writes = cases.calls(scenario)
-        for at in range(1, total + 1):
+        for at in range(1, total + 2):  # the last one after its end
             yield Point(scenario, at)
             if at in writes:
                 yield Point(scenario, at, half=True)
@@ -52,12 +52,14 @@ def pairs(scenarios: Iterable[Scenario], count: int, seed: int) -> list[Point]:
 def check(point: Point) -> str:
     """What is wrong after that death; empty when nothing is."""
     world_size = point.scenario.world_size
-    _, expected = cases.prepared(point.scenario)
+    pristine, expected = cases.prepared(point.scenario)
     with cases.fresh(point.scenario) as case, cases.steered(case) as control:
         mode = Mode.KILL_HALF if point.half else Mode.KILL
         end, expected = cases.act(point.scenario.act, case, expected, control, mode, point.at)
-        if control.hit != 1:
+        if control.hit != 1 and point.at <= cases.calls(point.scenario)[0]:
             return f"{point}: the call was not reached: {end.kind} {end.value}"
+        if untrue := hints.wrong(pristine / "save", case / "save", world_size):
+            return f"{point}: {untrue}"
         if point.again:
             before = expected.candidates
             end, expected = cases.act(follows(world_size), case, expected, control, Mode.KILL, point.again)

@@ -22,7 +22,7 @@ from ms_resume.ondisk import names, votes
 from ms_resume.records import Position
 
 ONCE = (errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.ESTALE, errno.EINTR)
-ON = (errno.ENOSPC, errno.EDQUOT)
+ON = (errno.ENOSPC,)
 STALL_MS = 30_000
 HUNG_AFTER_S = 60.0
 
@@ -89,9 +89,14 @@ def _begin(point: Point, case: Path, control: Control) -> Child:
     def work(tell: Tell) -> str:
         said: list[str] = []
         stage = Stage(case / "save", tell, expected, lambda: _failing(point, control, said))
-        before, parts = _standing(stage.save, expected), _parts(stage.save)
+        before, parts, stood = (
+            _standing(stage.save, expected),
+            _parts(stage.save),
+            _payloads(stage.save) | _named(stage.save),
+        )
         point.scenario.act(stage)
-        return said[0] if said else _wrong_inside(stage, before, parts, control)
+        counts = _counts(stage, expected, control) if said else ""
+        return next(filter(None, said), counts) or _wrong_inside(stage, before, parts, stood, control)
 
     return Child(work)
 
@@ -104,16 +109,30 @@ def _failing(point: Point, control: Control, said: list[str]) -> Iterator[None]:
             yield
         except errors.DiskError as error:
             control.disarm()
+            said.append("")
             if str(control.root) not in error.message or os.strerror(point.code) not in error.message:
-                said.append(f"the error names no path or no cause: {error.message}")
+                said[0] = f"the error names no path or no cause: {error.message}"
 
 
-def _wrong_inside(stage: Stage, before: dict[str, bytes], parts: set[Path], control: Control) -> str:
+def _counts(stage: Stage, before: Expected, control: Control) -> str:
+    """A save that reports an error does not count; the vote has its name when only the end of it fails."""
+    coming = [position for position, _ in stage.expected.coming if position not in before.known]
+    if stage.job and coming and control.hit_kind not in (Kind.SYNC, Kind.UNLINK):
+        return f"{coming[0]} counts, although its save failed" if judge.found(stage.save) == coming[0] else ""
+    return ""
+
+
+def _wrong_inside(stage: Stage, before: dict[str, bytes], parts: set[Path], stood: set[Path], control: Control) -> str:
     """Looked at by the process that met the failure, which then trains on and saves again."""
     if changed := _changed(before):
         return f"the old checkpoint was changed: {changed}"
     if (left := sorted(_parts(stage.save) - parts)) and control.hit_kind != Kind.UNLINK:
         return f"a temp file stays behind: {left[0].relative_to(stage.save)}"
+    in_its_way = (Kind.UNLINK, Kind.RENAME, Kind.SYNC)  # of what should be taken away, or after it had its name
+    if control.hit_kind not in in_its_way and (useless := _useless(stage.save, stood)):
+        return f"a save that failed leaves {useless}"
+    if hollow := _hollow(stage.save, stood):
+        return f"a vote stands without its file: {hollow}"
     if stage.job is not None:
         stage.saves(stage.job, 50, stage.job.train())
         if judge.found(stage.save) != "0_50":
@@ -144,6 +163,25 @@ def _standing(save: Path, expected: Expected) -> dict[str, bytes]:
 
 def _parts(save: Path) -> set[Path]:
     return {*save.rglob("*.part")} if save.is_dir() else set()
+
+
+def _useless(save: Path, stood: set[Path]) -> str:
+    """A payload that no vote names: a disk that is full stays full of it."""
+    return next((str(path.relative_to(save)) for path in sorted(_payloads(save) - stood - _named(save))), "")
+
+
+def _hollow(save: Path, stood: set[Path]) -> str:
+    return next((str(path.relative_to(save)) for path in sorted(_named(save) - stood) if not path.exists()), "")
+
+
+def _named(save: Path) -> set[Path]:
+    """Every payload that a vote names."""
+    voted = (votes.read_all(path)[0] for path in save.glob("commits/*_*") if names.parse_vote_dir(path.name))
+    return {save / file.path for found in voted for vote in found.values() for file in vote.files}
+
+
+def _payloads(save: Path) -> set[Path]:
+    return {path for path in save.glob("*/rank_*/*") if names.parse_payload(path.name)}
 
 
 def _changed(before: dict[str, bytes]) -> str:

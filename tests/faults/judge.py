@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from faults import hints
 from faults.job import Job
 from faults.processes import in_child
 from faults.scenarios import NOTHING, Candidate, Expected
 from ms_resume import locate, verify
 from ms_resume.errors import MsResumeError
-from ms_resume.records import Position
+from ms_resume.ondisk import names
+from ms_resume.records import Checkpoint, Position
 
 
 def look(save: Path, world_size: int, expected: Expected, **start: object) -> str:
@@ -52,7 +54,7 @@ def _may_be(state: Candidate, candidates: list[Candidate]) -> bool:
 
 
 def _save_again(job: Job, save: Path) -> str:
-    step = job.position.step + 2
+    step, stood = job.position.step + 2, _whole(save)
     job.train()
     try:
         job.save(step)
@@ -65,6 +67,25 @@ def _save_again(job: Job, save: Path) -> str:
         return f"saved 0_{step} after it, it is damaged: {findings[0].reason}"
     if warnings := [text for text in job.said[1:] if "warning" in text]:  # the first text is the banner
         return f"the save after it warns: {warnings[0]}"
-    if left := sorted(save.rglob("*.part")):
+    if left := sorted((*save.rglob("*.part"), *save.rglob("*.safetensors.*.retired"))):
         return f"a temp file stays behind: {left[0].relative_to(save)}"
+    return hints.after_a_save(save, f"0_{step}", checkpoint.votes) or _pruned(job, stood)
+
+
+def _whole(save: Path) -> int:
+    """How many checkpoints of ours."""
+    return sum(isinstance(found, Checkpoint) and bool(found.votes) for found in locate.every(save))
+
+
+def _pruned(job: Job, stood: int) -> str:
+    """Retention keeps two, and of the others nothing but references that are named still."""
+    if (whole := _whole(job.save_dir)) != min(stood + 1, 2):
+        return f"of {stood} whole checkpoints and a new one {whole} are left"
+    for deleted in job.save_dir.glob("commits/*.deleted-*"):
+        position = names.parse_deleted_dir(deleted.name)
+        files = [*deleted.iterdir()]
+        for kind in names.FORMATS:
+            files += job.save_dir.glob(f"[!r]*/rank_*/*-{position}.{kind}")
+        if files and not names.vote_dir(job.save_dir, position or Position(0, 0)).exists():
+            return f"retention leaves {files[0].relative_to(job.save_dir)}"
     return ""

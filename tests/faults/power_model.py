@@ -13,6 +13,7 @@ import mmap
 import os
 import random
 import signal
+import stat
 import struct
 import tempfile
 import time
@@ -29,8 +30,9 @@ from faults.job import Job
 from faults.processes import Tell, in_child
 from faults.scenarios import Candidate, Expected, Scenario, Stage
 from faults.shim import Call, Kind
+from ms_resume import repair
 from ms_resume.errors import DiskError
-from ms_resume.ondisk import atomic, names
+from ms_resume.ondisk import atomic, attempts, names
 from ms_resume.records import Position
 
 Kept = frozenset[int]
@@ -257,6 +259,10 @@ def unsynced(world_size: int) -> list[Scenario]:
         Scenario("directories that nobody synced, then a save", n, one, after_dead_directories(n, 4)),
         Scenario("directories whose sync failed once, then a save", n, scenarios.nothing, after_failed_syncs(n, 2)),
     ]
+    found += [
+        Scenario("a save of files whose first sync failed", n, one, after_failed_file_syncs(n, 4)),
+        Scenario("restored again after a death", n, abandoned(n), after_a_dead_restore("0_6")),
+    ]
     late = Scenario("retention, votes of a dead and of a slow rank", n, one, after_a_dead_vote(n))
     return [*found, late] if n > 1 else found
 
@@ -293,6 +299,68 @@ def after_failed_syncs(world_size: int, step: int) -> Callable[[Stage], None]:
             stage.saves(job, step, digests)
 
     return act
+
+
+def after_failed_file_syncs(world_size: int, step: int) -> Callable[[Stage], None]:
+    """Each first sync of a file fails. Like the kernel, later ones of the same file report success and sync nothing."""
+
+    def act(stage: Stage) -> None:
+        job = Job(stage.save, world_size, 7)
+        job.start()
+        digests = job.train()
+        with stage.under_test(), _failing_file_syncs():
+            stage.saves(job, step, digests)
+
+    return act
+
+
+@contextlib.contextmanager
+def _failing_file_syncs(real: Callable[[int], None] = os.fsync) -> Iterator[None]:
+    failed: dict[int, int] = {}
+    due = itertools.cycle((True, False))
+
+    def fsync(fd: int) -> None:
+        inode = os.fstat(fd).st_ino
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            real(fd)
+        elif inode not in failed:
+            if next(due):
+                failed[inode] = os.dup(fd)  # so that no other file gets its number
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            real(fd)
+
+    try:
+        with mock.patch.object(os, "fsync", fsync):
+            yield
+    finally:
+        for fd in failed.values():
+            os.close(fd)
+
+
+def abandoned(world_size: int) -> Callable[[Stage], None]:
+    return scenarios.in_order(scenarios.run(world_size, 2, 4, 6), scenarios.goes_back(world_size, "0_2"))
+
+
+def after_a_dead_restore(position: str) -> Callable[[Stage], None]:
+    """A restore died when its record had a name that was not synced; the next one finds that record."""
+
+    def act(stage: Stage) -> None:
+        in_child(lambda _: _restore_until_record(stage.save, Position.parse(position)))
+        scenarios.restores(position)(stage)
+
+    return act
+
+
+def _restore_until_record(save: Path, position: Position) -> None:
+    real, before = atomic.sync_dir, attempts.newest_ordinal(save)
+
+    def sync_dir(path: Path) -> None:
+        if attempts.newest_ordinal(save) > before:
+            os.kill(os.getpid(), signal.SIGKILL)
+        real(path)
+
+    with mock.patch.object(atomic, "sync_dir", sync_dir):
+        repair.restore(save, position)
 
 
 def _make_dirs_unsynced(path: Path, real: Callable[[Path], None] = atomic.make_dirs) -> None:

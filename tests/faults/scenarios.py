@@ -7,6 +7,7 @@ the one that was being made. Contents differ from attempt to attempt, so that a 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from unittest import mock
 from faults.job import Digests, Job
 from faults.processes import Tell, in_child
 from ms_resume import repair
-from ms_resume.ondisk import atomic, names
+from ms_resume.ondisk import atomic, attempts, meta, names
 from ms_resume.records import Position
 
 Candidate = tuple[str, Digests]
@@ -102,11 +103,13 @@ def named(name: str, world_size: int) -> Scenario:
     return next(scenario for scenario in of_size(world_size) if scenario.name == name)
 
 
-def run(world_size: int, *steps: int, tag: int = 0, resume: bool = False, **start: Any) -> Callable[[Stage], None]:
+def run(
+    world_size: int, *steps: int, tag: int = 0, resume: bool = False, save_format: str = "safetensors", **start: Any
+) -> Callable[[Stage], None]:
     """A run that saves at these steps of epoch 0, all of them whole, and keeps them."""
 
     def act(stage: Stage) -> None:
-        job = Job(stage.save, world_size, tag, keep_last=0)
+        job = Job(stage.save, world_size, tag, keep_last=0, save_format=save_format)
         job.start(resume=resume, **start)
         for step in steps:
             stage.saves(job, step, job.train())
@@ -291,6 +294,123 @@ def breaks_meta(world_size: int) -> Callable[[Stage], None]:
 def repairs(stage: Stage) -> None:
     with stage.under_test():
         repair.repair(stage.save)
+        broken = [path for path in stage.save.glob("*/rank_*/meta.json") if meta.read(path.parent).trouble]
+        if broken:
+            raise AssertionError(f"{broken[0]} is not repaired")
+        if not all((path / "meta.json.broken-1").exists() for path in stage.save.glob("train/rank_*")):
+            raise AssertionError("what was broken is not kept")
+
+
+def saves_again(world_size: int) -> Callable[[Stage], None]:
+    """The same attempt saves a position twice; it stands there, with one `meta.json` that is behind."""
+
+    def act(stage: Stage) -> None:
+        me = stage.job = Job(stage.save, world_size, 7, keep_last=0)
+        me.start()
+        behind = names.rank_dir(stage.save, "policy", 0) / names.META
+        said = behind.read_bytes()
+        digests = me.train()
+        stage.saves(me, 6, digests)
+        behind.write_bytes(said)
+        with stage.under_test():
+            me.save(6)
+
+    return act
+
+
+def saves_again_after_a_loss(world_size: int) -> Callable[[Stage], None]:
+    """The same, where a payload has become another one of that size."""
+
+    def act(stage: Stage) -> None:
+        me = stage.job = Job(stage.save, world_size, 7, keep_last=0)
+        me.start()
+        stage.saves(me, 6, me.train())
+        older, said = stage.expected.floor, {path: path.read_bytes() for path in stage.save.glob("*/rank_*/meta.json")}
+        digests = me.train()
+        stage.saves(me, 8, digests)
+        other, lost = (names.payload(stage.save, "optimizer", 0, Position(0, step)) for step in (6, 8))
+        lost.write_bytes(other.read_bytes())
+        for path, content in said.items():
+            path.write_bytes(content)
+        (stage.save / names.LATEST).unlink()
+        (stage.save / names.LATEST).symlink_to("commits/0_6")
+        stage.did(*older)
+        with stage.under_test():
+            stage.saves(me, 8, digests)
+
+    return act
+
+
+def lay_aside(position: str, votes_of: str) -> Callable[[Stage], None]:
+    """A worker died with a payload in its hands, and with the votes of another position."""
+
+    def act(stage: Stage) -> None:
+        attempt = attempts.read_all(stage.save)[-1].attempt
+        for path in (
+            names.payload(stage.save, "policy", 0, Position.parse(position)),
+            names.vote(stage.save, Position.parse(position), 0),
+            names.vote_dir(stage.save, Position.parse(votes_of)),
+        ):
+            path.rename(names.retired(path, attempt))
+
+    return act
+
+
+def older_ckpt_aside(position: str, older: str) -> Callable[[Stage], None]:
+    """A worker took an older `.ckpt` aside while the newer one was written, and died: who wrote it nobody can tell."""
+
+    def act(stage: Stage) -> None:
+        attempt = attempts.read_all(stage.save)[-1].attempt
+        paths = [names.payload(stage.save, "policy", 0, Position.parse(at), "ckpt") for at in (position, older)]
+        names.retired(paths[0], attempt).write_bytes(paths[1].read_bytes())
+
+    return act
+
+
+def goes_past_stock(stage: Stage) -> None:
+    """Back to stock's first checkpoint, and a save at its second: those files get another name, never lost."""
+    me = stage.job = Job(stage.save, 1, 7)
+    me.start(position=Position(0, 2))
+    stage.did("0_2", stage.expected.known["0_2"])
+    digests = me.train()
+    with stage.under_test():
+        stage.saves(me, 4, digests)
+        if len(kept := [*stage.save.glob("*/rank_0/*-0_4.safetensors.superseded-*")]) != 3:
+            raise AssertionError(f"of stock's files are left {kept}")
+
+
+def save_with(world_size: int, step: int, link: Callable[..., None]) -> Callable[[Stage], None]:
+    """As `save_next`, where hard links are made, or not made, by `link`."""
+
+    def act(stage: Stage) -> None:
+        with mock.patch.object(os, "link", link):
+            save_next(world_size, step)(stage)
+
+    return act
+
+
+def _link_whose_reply_is_lost(source: Path, target: Path, link: Callable[[Path, Path], None] = os.link) -> None:
+    """The file system repeats the call, and finds its own work."""
+    link(source, target)
+    raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
+
+
+def _no_link(source: Path, target: Path) -> None:
+    raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP), str(target))
+
+
+def _of_one_rank(prepared: Callable[[Stage], None]) -> list[Scenario]:
+    from faults import stock
+
+    ckpt = in_order(run(1, 2, 4, save_format="ckpt"), older_ckpt_aside("0_4", "0_2"))
+    return [
+        Scenario(
+            "a stock position saved again", 1, in_order(stock.trains(1, 2), stock.trains(1, 4, 2)), goes_past_stock
+        ),
+        Scenario("a start where an older .ckpt lies aside", 1, ckpt, start_at(1, "0_4")),
+        Scenario("a save where replies are lost", 1, prepared, save_with(1, 6, _link_whose_reply_is_lost)),
+        Scenario("a save without hard links", 1, prepared, save_with(1, 6, _no_link)),
+    ]
 
 
 @lru_cache
@@ -325,4 +445,9 @@ def of_size(world_size: int) -> list[Scenario]:
         Scenario("going back", n, three, start_at(n, "0_4")),
         Scenario("restore", n, back, restores("0_6")),
         Scenario("repair", n, in_order(plain, breaks_meta(n)), repairs),
+        Scenario("its own attempt saves again", n, plain, saves_again(n)),
+        Scenario("its own attempt saves again after a loss", n, plain, saves_again_after_a_loss(n)),
+        Scenario("a start where files lie aside", n, in_order(three, lay_aside("0_6", "0_4")), start_at(n, "0_6")),
+        Scenario("restore where files lie aside", n, in_order(three, lay_aside("0_6", "0_4")), restores("0_6")),
+        *(_of_one_rank(plain) if n == 1 else []),
     ]

@@ -93,6 +93,8 @@ def run(plan: Plan) -> Tally:
     if not reason:
         chosen += contained
     plan.spread(check, [case for case in chosen if not case.waits], tally)
+    if tally.failures and plan.impatient:
+        return tally
     waiting = [case for case in chosen if case.waits]
     replace(plan, jobs=4 * plan.jobs).spread(check, waiting, tally)
     tally.notes = {"that watch a heartbeat": len(waiting)}
@@ -137,6 +139,7 @@ def _refused() -> Iterator[Case]:
                     name = f"{what} while a job of {ranks} {lives}, a beat each {beat_s:g} s"
                     yield Case(name, partial(beside, ranks, lives, beat_s, what))
             yield Case(f"a job of {ranks} {lives} and is taken over", partial(taken_over, ranks, lives))
+        yield Case(f"the record of a job of {ranks} is gone", partial(record_gone, ranks))
         for at in range(1, calls("save", ranks) + 1):
             yield Case(f"stopped before call {at} of a save of {ranks}", partial(in_the_middle, ranks, at))
 
@@ -158,6 +161,7 @@ def _stale() -> Iterator[Case]:
                 yield Case(name, partial(elsewhere, ranks, place, lives), waits=True)
     for who in ("the first job", "a stranger"):
         yield Case(f"{who} is named by half a character", partial(named_by_half_a_character, who))
+    yield Case("a job elsewhere ends while its heartbeat is watched", ends_while_it_is_watched, waits=True)
     yield Case("what is left of a heartbeat", gone_elsewhere, waits=True)
     for call in (1, 2):
         yield Case(f"a beat is held up before its call {call}", partial(torn_while_it_lives, call), waits=True)
@@ -180,7 +184,7 @@ def _clocks() -> Iterator[Case]:
 
 
 def _races() -> Iterator[Case]:
-    pairs = [("start", "start", left) for left in STARTS]
+    pairs = [("start", "start", left) for left in (*STARTS, "files aside")]
     pairs += [("start", "restore", "an abandoned future"), ("restore", "start", "an abandoned future")]
     pairs += [("start", "repair", "broken meta.json"), ("repair", "start", "broken meta.json")]
     for ranks in (1, 2):
@@ -268,6 +272,14 @@ def taken_over(world_size: int, lives: str) -> str:
         return wrong or scene.superseded(first) or scene.saves(second) or scene.judged(first, second)
 
 
+def record_gone(world_size: int) -> str:
+    """Somebody emptied the directory, or moved it away: nothing more is written there."""
+    with set_up(world_size) as scene:
+        first = scene.owner()
+        names.attempt_record(scene.save, attempts.newest_ordinal(scene.save)).unlink()
+        return scene.superseded(first)
+
+
 def another_process_of_that_pid(world_size: int) -> str:
     """The record's pid belongs to a process that started at another time, and lives."""
     with set_up(world_size) as scene:
@@ -328,6 +340,18 @@ def gone_elsewhere() -> str:
             waiting.append((content, scene.worker()))
         wrong = [f"{content!r}: {worker.answers}" for content, worker in waiting if not worker.does(1)]
         return "; ".join(wrong)
+
+
+def ends_while_it_is_watched() -> str:
+    """It takes its heartbeat with it: that is no beat."""
+    with set_up(1) as scene:
+        first = scene.owner(beat_s=BEAT_S)
+        _moved(scene.save, **ELSEWHERE["on another host"])
+        second = scene.worker()
+        time.sleep(WATCHED_S / 3)
+        names.heartbeat(scene.save, attempts.newest_ordinal(scene.save)).unlink()
+        first.dies()
+        return "" if second.does(1) else f"a start is refused: {second.answers}"
 
 
 def torn_while_it_lives(call: int) -> str:
