@@ -236,7 +236,7 @@ def _place(part: Path, path: Path, *, never_nameless: bool = False) -> None:
         return
     if never_nameless:
         sync_dir(path.parent)
-    os.unlink(part)
+    _discard(part)  # the name is given; a second one that the disk does not let go is swept by the next start
 
 
 def _rename_noreplace(source: Path, target: Path) -> None:
@@ -255,7 +255,7 @@ def _replace(part: Path, path: Path) -> None:
 
 
 def _discard(part: Path) -> None:
-    with contextlib.suppress(OSError):  # the error that brought us here is the one to report
+    with contextlib.suppress(OSError):  # what matters has been done, or is being reported
         part.unlink()
 
 

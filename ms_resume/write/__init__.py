@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from ms_resume import commit, ownership
@@ -66,12 +67,11 @@ def _save(writer: Writer, snapshot: Snapshot, about: Mapping[str, Any], previous
     due = {role: tensors for role, tensors in snapshot.roles.items() if role != "ref" or reference is None}
     paths = {role: files.path_of(writer, snapshot, role) for role in due}
     commit.retract(writer, snapshot.position, paths.values())
-    written: list[Payload] = []
-    with _all_or_none(writer, snapshot.position, written):
-        for role, path in paths.items():
-            written.append(files.write(writer, snapshot, role, path))
+    with _all_or_none(writer, snapshot, paths):
+        written = [files.write(writer, snapshot, role, path) for role, path in paths.items()]
         if reference is not None and not commit.in_place(writer.save, reference):
-            written.append(files.write(writer, snapshot, "ref", files.path_of(writer, snapshot, "ref")))
+            paths["ref"] = files.path_of(writer, snapshot, "ref")
+            written.append(files.write(writer, snapshot, "ref", paths["ref"]))
             reference = None
         vote = _vote(writer, snapshot, [*written, reference] if reference else written, about)
         commit.cast(writer, vote)
@@ -93,15 +93,15 @@ def _reported() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _all_or_none(writer: Writer, position: Position, written: list[Payload]) -> Iterator[None]:
+def _all_or_none(writer: Writer, snapshot: Snapshot, paths: Mapping[str, Path]) -> Iterator[None]:
     """Retention runs after a save that worked, so what did fit would keep a full disk full."""
     try:
         yield
     except DiskError:
-        if not names.vote(writer.save, position, writer.rank).exists():  # else it may count: only its sync failed
+        if not names.vote(writer.save, snapshot.position, writer.rank).exists():  # else it may count: its sync failed
             with contextlib.suppress(MsResumeError):  # the error that brought us here is the one to report
-                for file in written:
-                    commit.clear(writer, writer.save / file.path, proven=True)
+                for path in paths.values():
+                    commit.clear(writer, path, proven=True)
         raise
 
 

@@ -139,9 +139,10 @@ static struct fate meet(enum kind kind, const char *path, int flags, int divisib
     int exactly = control->at && fate.number == control->at;
     int from_here_on = mode == FAIL_ON && control->at && fate.number >= control->at && grows(kind, flags);
     if (mode == COUNT || mode == STOP_EACH || (!exactly && !from_here_on)) return fate;
-    __atomic_add_fetch(&control->hit, 1, __ATOMIC_SEQ_CST);
-    control->hit_kind = kind;
-    snprintf(control->hit_path, PATH_BYTES, "%s", path);
+    if (__atomic_add_fetch(&control->hit, 1, __ATOMIC_SEQ_CST) == 1) {
+        control->hit_kind = kind;
+        snprintf(control->hit_path, PATH_BYTES, "%s", path);
+    }
     switch (mode) {
     case KILL: die(); break;
     case KILL_HALF: if (divisible) fate.half = 1; else die(); break;
