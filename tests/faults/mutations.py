@@ -1012,20 +1012,16 @@ EQUIVALENT: list[tuple[str, str]] = [
 
 OPEN = frozenset(
     {
-        "a bound leaves out the position itself",
         "a file counts whatever its size is",
         "a file goes whoever wrote it",
         "a file is loaded whatever its header says",
         "a heartbeat may say any pace",
-        "a position counts although its attempt was left behind",
-        "a position counts with votes of two attempts",
         "a position counts without its files",
         "a reference is named again from a checkpoint that is not complete",
         "a removal does not ask before it renames",
         "a save may lie before the one that the run went on from",
         "a start beats only when its record is there",
         "a start chooses before it gives back what lies aside",
-        "a start does not look whether another job owns the directory",
         "a start leaves meta.json as it is",
         "a start opens its record without looking whether its checkpoint stands",
         "a start sweeps no temp files",
@@ -1038,7 +1034,6 @@ OPEN = frozenset(
         "a sync fails when the emptied directory is gone already",
         "a torn checkpoint counts among those that are kept",
         "a torn position that its attempt left behind stays for ever",
-        "an attempt stays live beyond where it was left",
         "an emptied directory goes while its payloads are there",
         "an emptied directory stays for ever",
         "payloads of a deleted position go by the vote alone",
