@@ -131,4 +131,5 @@ def test_a_failure_is_told_and_ends_in_1(tmp_path: Path) -> None:
     )
 
     assert run.returncode == 1
-    assert "power lost after call" in run.stdout
+    assert "a save, with retention, 1 rank: after call" in run.stdout
+    assert "not on disk is lost" in run.stdout

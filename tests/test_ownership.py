@@ -101,8 +101,11 @@ def test_an_owner_elsewhere_is_alive_while_its_heartbeat_moves(tmp_path: Path, p
 
 
 @pytest.mark.parametrize("left", [b"", b"7 0.1\n", b"\0\0\0\0", b"7", b"x y"])
-def test_a_heartbeat_that_stands_still_is_no_owner(tmp_path: Path, left: bytes) -> None:
+def test_a_heartbeat_that_stands_still_is_no_owner(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left: bytes
+) -> None:
     """Whatever a SIGKILL or a power cut left of it: it is watched, never parsed on trust, and never a time of day."""
+    monkeypatch.setattr(ownership, "_USUAL_BEAT_S", 0.1)
     attempt = owner_elsewhere(tmp_path, boot_id="another")
     names.heartbeat(tmp_path, attempt.ordinal).write_bytes(left)
 

@@ -38,7 +38,8 @@ def run(plan: Plan) -> Tally:
     """Each mutant on its own, as many at once as `plan` has jobs."""
     tally, unchanged = Tally("mutants", "mutants"), Unchanged()
     with ThreadPoolExecutor(plan.jobs) as pool:
-        for failure in pool.map(lambda mutant: check(mutant, unchanged), plan.draw(MUTANTS)):
+        proof = unchanged if plan.share >= 1 else None
+        for failure in pool.map(lambda mutant: check(mutant, proof), plan.draw(MUTANTS)):
             tally.add(failure)
     tally.notes = {"runs without a change": len(unchanged.runs), "not shown to be caught, left out": len(OPEN)}
     return tally
@@ -61,12 +62,16 @@ class Unchanged:
         return answer.result()
 
 
-def check(mutant: Mutant, unchanged: Unchanged, wider: tuple[Look, ...] = WIDER) -> str:
-    """Empty when the campaign fails on account of `mutant`; else what is wrong with the campaign, or with the list."""
+def check(mutant: Mutant, unchanged: Unchanged | None, wider: tuple[Look, ...] = WIDER) -> str:
+    """Empty when the campaign fails on account of `mutant`; else what is wrong with the campaign, or with the list.
+
+    Args:
+        unchanged: Left out in a share of the campaign, whose other parts look at the package as it is.
+    """
     with package(mutant) as top:
         for look in (*mutant.looks, *wider):
             if failure(look, top):
-                wrong = unchanged.says(look)
+                wrong = unchanged.says(look) if unchanged else ""
                 return f"{mutant}: {look} fails without it, too: {wrong}" if wrong else ""
     return f"{mutant}: survives"
 
