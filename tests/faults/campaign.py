@@ -136,7 +136,11 @@ def run_power_model(plan: Plan) -> Tally:
     tally.failures += (loose := [wrong for scenario in chosen if (wrong := power_model.loose_ends(scenario))])
     if loose and plan.impatient:
         return tally
-    found = [case for scenario in chosen for case in power_model.states(scenario, budget=12, seed=plan.seed)]
+    found = [
+        case
+        for scenario in chosen
+        for case in power_model.states(scenario, budget=12 if plan.share >= 1 else 5, seed=plan.seed)
+    ]
     plan.spread(power_model.check, found, tally)
     tally.notes = {"points": len({(case.scenario, case.world_size, case.point) for case in found})}
     tally.notes["stretches where each step ends durably"] = len(chosen) - len(loose)
