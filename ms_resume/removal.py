@@ -59,7 +59,7 @@ def put_back(save: Path) -> int:
 
 
 def sweep(writer: Writer) -> int:
-    """Each rank, once its start has a record: removes what lies aside, was taken by an older attempt, and is not live.
+    """Each rank, once its start has a record, and before any rank removes anything: what lies aside and is not live.
 
     Returns:
         The number of files removed.
@@ -69,7 +69,7 @@ def sweep(writer: Writer) -> int:
     for found in _asides(writer.save, writer.rank):
         author = author_of(found.path, found.home.name)
         wanted = author is None or (_live(line, author, found.home) and not _not_older(found.home, author))
-        if not wanted and ordinal_of(found.taken_by) < writer.attempt.ordinal:
+        if not wanted:
             assert_owner(writer)
             atomic.remove(found.path)
             removed += 1
@@ -91,11 +91,10 @@ def author_of(path: Path, name: str) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class _Aside:
-    """A file that lies aside, the path that it had, and the attempt that took it."""
+    """A file that lies aside, and the path that it had."""
 
     path: Path
     home: Path
-    taken_by: str
 
 
 def _give_back(found: _Aside, line: Line) -> bool:
@@ -103,7 +102,7 @@ def _give_back(found: _Aside, line: Line) -> bool:
     if author is not None and not _live(line, author, home):
         return False
     if author is not None and home.exists() and not _not_older(home, author):
-        atomic.put_aside(home, names.retired(home, author_of(home, home.name) or author))
+        atomic.put_aside(home, names.retired(home, author))
     atomic.make_dirs(home.parent)
     try:
         return atomic.give_back(found.path, home)
@@ -128,10 +127,10 @@ def _asides(save: Path, rank: int | None = None) -> Iterator[_Aside]:
     which = "*" if rank is None else rank
     for path in (*save.glob(f"*/rank_{which}/.*.retired"), *save.glob(f"commits/*/.rank_{which}.json.*.retired")):
         if parsed := names.parse_retired(path.name):
-            yield _Aside(path, _home(path.parent) / parsed[0], parsed[1])
+            yield _Aside(path, _home(path.parent) / parsed[0])
     for path in save.glob(f"commits/.*.retired/rank_{which}.json"):
-        if parsed := names.parse_retired(path.parent.name):
-            yield _Aside(path, _home(path.parent) / path.name, parsed[1])
+        if names.parse_retired(path.parent.name):
+            yield _Aside(path, _home(path.parent) / path.name)
 
 
 def _home(directory: Path) -> Path:

@@ -38,7 +38,7 @@ def removable(standing: Sequence[Standing], *, keep_last: int, protected: Collec
 
     Args:
         keep_last: How many complete ones stay; 1 counts as 2, 0 or less keeps all. Torn ones do not count.
-        protected: Pinned, named by a `meta.json`, or the start of the running attempt.
+        protected: Pinned, or named by a `meta.json`.
     """
     complete = sorted((entry.position for entry in standing if entry.complete), reverse=True)
     if len(complete) < NEVER_FEWER_THAN:
@@ -59,7 +59,7 @@ def sweep(writer: Writer, surveyed: Survey, keep_last: int) -> list[Position]:
     verdicts = {p: ours.judge(surveyed, p) for p in surveyed.positions if ours.claims(surveyed, p)}
     complete = [position for position, verdict in verdicts.items() if isinstance(verdict, Checkpoint)]
     standing = [_standing(position, verdict) for position, verdict in verdicts.items()]
-    gone = removable(standing, keep_last=keep_last, protected=_protected(writer, surveyed, complete))
+    gone = removable(standing, keep_last=keep_last, protected=_protected(writer.save, surveyed))
     gone = [p for p in gone if p in surveyed.voted or p not in surveyed.deleted]
     for position in complete if gone else ():
         if position not in gone:  # what retention relies on, whoever made it
@@ -109,7 +109,6 @@ def sweep_temp_files(writer: Writer) -> int:
     for path in found:
         parsed = names.parse_part(path.name)
         if parsed and parsed[1] != writer.attempt.attempt and ordinal_of(parsed[1]) <= writer.attempt.ordinal:
-            ownership.assert_owner(writer)
             atomic.remove(path)
             removed += 1
     return removed
@@ -131,15 +130,12 @@ def _standing(position: Position, verdict: Checkpoint | Rejection) -> Standing:
     return Standing(position, verdict.kind, verdict.attempt)
 
 
-def _protected(writer: Writer, surveyed: Survey, complete: Sequence[Position]) -> set[Position]:
-    protected = {p for path in _listing(names.pins(writer.save)) if (p := names.parse_vote_dir(path.name))}
-    train = writer.save / names.DIRECTORIES["policy"]
+def _protected(save: Path, surveyed: Survey) -> set[Position]:
+    protected = {p for path in _listing(names.pins(save)) if (p := names.parse_vote_dir(path.name))}
+    train = save / names.DIRECTORIES["policy"]
     for rank in surveyed.ranks["policy"]:
         if (named := meta.read(train / f"rank_{rank}").position) is not None:
             protected.add(named)
-    origin = writer.attempt.origin
-    if origin and origin.save is None and sum(p > origin.position for p in complete) < NEVER_FEWER_THAN:
-        protected.add(origin.position)
     return protected
 
 

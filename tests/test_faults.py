@@ -25,7 +25,7 @@ CALLS = {
     "the first save of all": (105, 184, 263),
     "a save, with retention": (80, 150, 220),
     "a save with a new reference": (96, 182, 268),
-    "a save as .ckpt": (72, 134, 196),
+    "a save as .ckpt": (76, 140, 205),
     "a torn position saved again": (87, 168, 249),
     "an abandoned position saved again": (74, 144, 214),
     "a start": (36, 56, 76),
@@ -36,18 +36,33 @@ CALLS = {
     "its own attempt saves again after a loss": (74, 88, 102),
     "a start where files lie aside": (44, 61, 78),
     "restore where files lie aside": (20, 26, 32),
-    "a stock position saved again": (92, 0, 0),
-    "a start where an older .ckpt lies aside": (16, 0, 0),
-    "a save where replies are lost": (80, 0, 0),
-    "a save without hard links": (76, 0, 0),
-    "rank 0 saves before the others": (0, 60, 60),
-    "rank 1 saves before the others": (0, 60, 0),
-    "rank 1 saves after the others": (0, 63, 0),
-    "pruned on the word of a rank that died": (0, 124, 183),
-    "rank 2 saves before the others": (0, 0, 60),
-    "rank 2 saves after the others": (0, 0, 63),
+    "a stock position saved again": (92, None, None),
+    "a start where an older .ckpt lies aside": (16, None, None),
+    "a save where replies are lost": (80, None, None),
+    "a save without hard links": (76, None, None),
+    "rank 0 saves before the others": (None, 60, 60),
+    "rank 1 saves before the others": (None, 60, None),
+    "rank 1 saves after the others": (None, 63, None),
+    "pruned on the word of a rank that died": (None, 124, 183),
+    "rank 2 saves before the others": (None, None, 60),
+    "rank 2 saves after the others": (None, None, 63),
+    "a save that keeps one, after one that kept three": (82, None, None),
+    "a save after one whose file was cut": (64, None, None),
+    "a save whose meta.json cannot be written": (70, None, None),
+    "a save that prunes where stock has saved": (88, None, None),
+    "a save whose vote directory is taken away": (86, None, None),
+    "a start after the loss of a record": (10, None, None),
+    "a start where a payload is another one": (28, None, None),
+    "a save before the one that the run began with": (0, None, None),
+    "a fresh start where the votes lie aside": (7, None, None),
+    "restore of what is not whole": (0, None, None),
+    "a start while the newest votes are taken": (35, None, None),
+    "a start while the only votes are taken": (19, None, None),
+    "a start where an older file has the place of one aside": (18, None, None),
+    "a save after one that failed on a rank": (None, 175, None),
 }
-"""Of every scenario the calls that change the directory, for 1, 2 and 3 ranks: whoever adds one sees it here."""
+"""Of every scenario the calls that change the directory, for 1, 2 and 3 ranks: whoever adds one sees it here. Of those
+with 0 the point is that nothing is changed."""
 
 
 def campaign(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -85,7 +100,7 @@ def test_the_number_of_points() -> None:
         f"{name}, {n + 1} rank{'s' if n else ''}": calls
         for name, of_ranks in CALLS.items()
         for n, calls in enumerate(of_ranks)
-        if calls
+        if calls is not None
     }
 
 

@@ -101,6 +101,20 @@ def test_a_newer_file_has_the_place(two: tuple[Writer, Writer]) -> None:
     assert attempts.read_all(new.save)[-1].attempt in vote.read_text()
 
 
+def test_an_older_file_goes_aside_under_another_name(two: tuple[Writer, Writer]) -> None:
+    """The worker that took the live payload had its own older one in that place: neither replaces the other."""
+    old, new = two
+    path = names.payload(new.save, "policy", 0, P("0_4"))
+    older = path.read_bytes()
+    savers.save(new, "0_4", value=7.0)
+    atomic.put_aside(path, names.retired(path, old.attempt.attempt))
+    path.write_bytes(older)
+    removal.put_back(new.save)
+
+    assert latest(new.save) == "0_4"
+    assert removal.author_of(path, path.name) == new.attempt.attempt
+
+
 def test_two_starts_put_back_at_once(two: tuple[Writer, Writer]) -> None:
     """The slower one finds nothing to do."""
     _, new = two

@@ -147,7 +147,12 @@ def _take_over(job: Job, loaded: Loaded, after: int, beating: list[Heartbeat]) -
     attempt = attempts.decode(document)
     writer = Writer(job.save, attempt, job.group.rank, job.group.world_size)
     agree.from_first(job.group, lambda: removal.put_back(job.save))
-    agree.together(job.group, lambda: _check_stands(job, loaded))
+    try:
+        agree.together(job.group, lambda: _check_stands(job, loaded))
+    except DirectoryInUse:
+        if job.group.rank == 0:  # or it would leave behind what the other job saved in its place
+            atomic.remove(names.attempt_record(job.save, attempt.ordinal))
+        raise
     wait_s = choice.visibility_s(job.save, job.settings.visibility_timeout_s)
     agree.together(job.group, lambda: _take_place(writer, loaded, wait_s))
     return writer

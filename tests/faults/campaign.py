@@ -114,9 +114,14 @@ def run_interleaving(plan: Plan) -> Tally:
     zombies += plan.picked(interleaving.in_between(chosen, count, plan.seed))
     late = plan.named(s for s in scenarios.of_size(2) if s.name in _SLOW)
     slow = plan.draw(list(interleaving.slow_ranks(late, calls=45)))
+    small = plan.named(in_one_process(1, 2))
+    takers = plan.draw(list(interleaving.takers(s for s in small if s.name in _TAKES and s.world_size == 1)))
+    late = plan.draw(list(interleaving.late(s for s in small if s.name == "a save, with retention")))
     plan.spread(interleaving.check, zombies, tally)
     plan.spread(interleaving.check_slow, slow, tally)
-    tally.notes = {"zombies": len(zombies), "slow ranks": len(slow)}
+    plan.spread(interleaving.check_taker, takers, tally)
+    plan.spread(interleaving.check_late, late, tally)
+    tally.notes = {"zombies": len(zombies), "slow ranks": len(slow), "takers": len(takers), "late saves": len(late)}
     return tally
 
 
@@ -126,6 +131,9 @@ _SLOW = (
     "a torn position saved again",
     "an abandoned position saved again",
 )
+
+
+_TAKES = ("a torn position saved again", "an abandoned position saved again")
 
 
 def run_power_model(plan: Plan) -> Tally:

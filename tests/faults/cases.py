@@ -13,7 +13,7 @@ from pathlib import Path
 
 from faults.processes import End, Tell, in_child
 from faults.scenarios import Expected, Scenario, Stage
-from faults.shim import Control, Mode
+from faults.shim import Call, Control, Mode
 
 
 @dataclass
@@ -64,7 +64,7 @@ def open_room() -> Iterator[None]:
         _base.cache_clear()
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=96)
 def prepared(scenario: Scenario) -> tuple[Path, Expected]:
     """A pristine directory, and what is acknowledged in it. Made once for each process."""
     pristine = Path(tempfile.mkdtemp(prefix="pristine_", dir=room()))
@@ -109,12 +109,18 @@ def steered(case: Path, *, recorded: bool = False, name: str = "control") -> Ite
         control.close()
 
 
-@lru_cache(maxsize=64)
 def calls(scenario: Scenario) -> tuple[int, frozenset[int]]:
     """How many calls the scenario makes, and the numbers of those that write bytes."""
+    seen, recorded = undisturbed(scenario)
+    return seen, frozenset(call.number for call in recorded if len(call.data) > 1)
+
+
+@lru_cache(maxsize=96)
+def undisturbed(scenario: Scenario) -> tuple[int, tuple[Call, ...]]:
+    """How many calls the scenario makes, and those that succeed."""
     _, expected = prepared(scenario)
     with fresh(scenario) as case, steered(case, recorded=True) as control:
         end, _ = act(scenario.act, case, expected, control, Mode.COUNT, 0)
         if end.kind != "returned":
             raise AssertionError(f"{scenario}: fails undisturbed: {end.value}")
-        return control.seen, frozenset(call.number for call in control.calls() if len(call.data) > 1)
+        return control.seen, tuple(control.calls())

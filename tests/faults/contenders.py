@@ -25,7 +25,7 @@ from faults.scenarios import Expected, Stage, named
 from faults.shim import Control, Mode
 from ms_resume import repair
 from ms_resume.errors import MsResumeError
-from ms_resume.ondisk import names
+from ms_resume.ondisk import attempts, names
 from ms_resume.records import Position
 
 AT_ONCE_S = 0.5
@@ -268,6 +268,10 @@ class Scene:
             return f"the owner cannot save: {worker.answers[-1]}"
         worker.dies()
         return ""
+
+    def beats(self) -> bool:
+        """Whether the newest attempt has a heartbeat."""
+        return names.heartbeat(self.save, attempts.newest_ordinal(self.save)).exists()
 
     def judged(self, *workers: Worker, within_s: float = LET_IN_S) -> str:
         """What a new job finds after all that these said, in this order."""

@@ -8,7 +8,9 @@ to attempt: what was mixed shows. The zombie may fail, clearly; the successor mu
 from __future__ import annotations
 
 import contextlib
+import os
 import random
+import signal
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +18,8 @@ from pathlib import Path
 from faults import cases, judge
 from faults.job import Job, Rank
 from faults.processes import Child, End, Tell, in_child
-from faults.scenarios import NOTHING, Expected, Scenario, Stage
-from faults.shim import Control, Kind, Mode
+from faults.scenarios import NOTHING, Expected, Scenario, Stage, breaks_meta, named
+from faults.shim import Call, Control, Kind, Mode
 from ms_resume.errors import DirectoryInUse, MsResumeError
 
 
@@ -49,7 +51,7 @@ def zombies(scenarios: Iterable[Scenario]) -> Iterator[Zombie]:
 
 def in_between(scenarios: Iterable[Scenario], count: int, seed: int) -> list[Zombie]:
     """Both are in the middle of something: drawn at random."""
-    draw, all_of_them = random.Random(seed), list(scenarios)
+    draw, all_of_them = random.Random(seed), [scenario for scenario in scenarios if cases.calls(scenario)[0]]
     drawn = []
     for _ in range(count):
         scenario = draw.choice(all_of_them)
@@ -85,10 +87,13 @@ def _begun(zombie: Control, at: int) -> str:
     """What a worker began although it asked, or had to, after its successor had taken the directory over."""
     for call in zombie.calls():
         makes = call.kind == Kind.SYMLINK or (call.kind == Kind.OPEN and call.path.endswith(".part"))
-        takes = call.kind == Kind.RENAME and call.to.endswith(".retired")
-        if call.number > at and (makes or takes) and call.path != zombie.hit_path:
+        if call.number > at and (makes or _takes(call)) and call.path != zombie.hit_path:
             return f"it goes on with call {call.number}, {call.kind.name.lower()} {call.to or call.path}"
     return ""
+
+
+def _takes(call: Call) -> bool:
+    return call.kind == Kind.RENAME and call.to.endswith(".retired")
 
 
 @contextlib.contextmanager
@@ -97,7 +102,7 @@ def _two(case: Path) -> Iterator[tuple[Control, Control]]:
         yield old, new
 
 
-def _work(zombie: Zombie, case: Path, expected: Expected, control: Control, tell: Tell) -> str:
+def _work(zombie: Zombie | Taker, case: Path, expected: Expected, control: Control, tell: Tell) -> str:
     try:
         zombie.scenario.act(Stage(case / "save", tell, expected, lambda: control.armed(Mode.STOP, zombie.at)))
     except MsResumeError as error:
@@ -105,7 +110,9 @@ def _work(zombie: Zombie, case: Path, expected: Expected, control: Control, tell
     return ""
 
 
-def _succeed(case: Path, world_size: int, control: Control, mode: Mode, until: int, tell: Tell) -> bool:
+def _succeed(
+    case: Path, world_size: int, control: Control, mode: Mode, until: int, tell: Tell, *, saves: bool = True
+) -> bool:
     """One save, at the position where the zombie was at work: nothing newer hides what becomes of it."""
     stage = Stage(case / "save", tell)
     job = Job(stage.save, world_size, tag=21)
@@ -115,7 +122,8 @@ def _succeed(case: Path, world_size: int, control: Control, mode: Mode, until: i
         except DirectoryInUse:
             return False
         stage.did(*((str(job.position), digests) if job.position.step else NOTHING))
-        stage.saves(job, job.position.step + 2, job.train())
+        if saves:
+            stage.saves(job, job.position.step + 2, job.train())
     if warnings := [text for text in job.said[1:] if "warning" in text]:  # the first text is the banner
         raise AssertionError(f"the successor warns: {warnings[0]}")
     return True
@@ -139,23 +147,120 @@ def _wrong(case: Path, world_size: int, expected: Expected, zombie: End, success
 
 
 @dataclass(frozen=True)
-class SlowRank:
-    """Of two ranks, the last one is stopped before call `at` of its save while rank 0 saves, prunes, and saves again;
-    then it goes on, or is killed."""
+class Taker:
+    """Stops before call `at`, with which it takes a file; its successor saves there, and ends; it goes on at call
+    `until` of the start after that."""
 
     scenario: Scenario
     at: int
-    goes_on: bool
+    until: int
 
     def __str__(self) -> str:
-        end = "goes on" if self.goes_on else "is killed"
+        return f"{self.scenario}: taken with call {self.at} at call {self.until} of the start after the successor's"
+
+
+def takers(scenarios: Iterable[Scenario]) -> Iterator[Taker]:
+    """Every file that is taken, at every call of a start."""
+    for scenario in scenarios:
+        starts, _ = cases.calls(named("going back", scenario.world_size))
+        taking = [call.number for call in cases.undisturbed(scenario)[1] if _takes(call)]
+        yield from (Taker(scenario, at, until) for at in taking for until in range(1, starts + 1))
+
+
+def check_taker(taker: Taker) -> str:
+    """What is wrong afterwards; empty when that start goes on from what its predecessor saved, and nothing is lost."""
+    world_size = taker.scenario.world_size
+    _, expected = cases.prepared(taker.scenario)
+    with cases.fresh(taker.scenario) as case, _two(case) as (old, new):
+        worker = Child(lambda tell: _work(taker, case, expected, old, tell))
+        if not worker.stops():
+            return f"{taker}: the call was not reached: {worker.wait().value}"
+        successor = in_child(lambda tell: _succeed(case, world_size, new, Mode.COUNT, 0, tell))
+        breaks_meta(world_size)(Stage(case / "save", lambda word: None))  # so that the start writes something, too
+        start = Child(lambda tell: _start(case, world_size, new, taker.until, tell))
+        start.stops()
+        end = _let_go(worker, old, 0)
+        start.go_on()
+        started = start.wait()
+        wrong = _wrong(case, world_size, expected, end, successor)
+        if started.kind != "returned" or started.told != successor.told[-1:]:
+            wrong = f"the start goes on from {[word[1] for word in started.told]}: {started.kind} {started.value}"
+        return f"{taker}: {wrong}" if wrong else ""
+
+
+def _start(case: Path, world_size: int, control: Control, until: int, tell: Tell) -> None:
+    job = Job(case / "save", world_size, tag=22)
+    with control.armed(Mode.STOP, until):
+        digests = job.start(take_over=True)
+    Stage(job.save_dir, tell).did(str(job.position), digests)
+
+
+@dataclass(frozen=True)
+class Late:
+    """A job that everybody takes for dead saves twice, and prunes, at call `until` of the next one's start, which then
+    saves, or ends before it can."""
+
+    scenario: Scenario
+    until: int
+    saves: bool
+
+    def __str__(self) -> str:
+        end = "" if self.saves else ", which ends there"
+        return f"{self.scenario}: a job that is not dead saves twice at call {self.until} of the start after it{end}"
+
+
+def late(scenarios: Iterable[Scenario]) -> Iterator[Late]:
+    for scenario in scenarios:
+        starts, _ = cases.calls(named("going back", scenario.world_size))
+        yield from (Late(scenario, until, saves) for until in range(1, starts + 1) for saves in (True, False))
+
+
+def check_late(case: Late) -> str:
+    """What is wrong afterwards; empty when one of the two gives way, and what the other one saved is found."""
+    world_size = case.scenario.world_size
+    _, expected = cases.prepared(case.scenario)
+    with cases.fresh(case.scenario) as place, _two(place) as (_, new):
+        first = Child(lambda tell: _saves_twice(Stage(place / "save", tell, expected), world_size))
+        first.stops()
+        successor = Child(lambda tell: _succeed(place, world_size, new, Mode.STOP, case.until, tell, saves=case.saves))
+        successor.stops()
+        first.go_on()
+        end = first.wait()
+        successor.go_on()
+        wrong = _wrong(place, world_size, expected, end, successor.wait())
+        return f"{case}: {wrong}" if wrong else ""
+
+
+def _saves_twice(stage: Stage, world_size: int) -> str:
+    job = Job(stage.save, world_size, tag=7)
+    job.start()
+    os.kill(os.getpid(), signal.SIGSTOP)
+    try:
+        for step in (6, 8):
+            stage.saves(job, step, job.train())
+    except MsResumeError as error:
+        return type(error).__name__
+    return ""
+
+
+@dataclass(frozen=True)
+class SlowRank:
+    """Of two ranks, the last one is stopped before call `at` of its save while rank 0 saves, prunes, and saves again;
+    then it finishes that save, and the next one too, or is killed after it, or at once."""
+
+    scenario: Scenario
+    at: int
+    finishes: int
+
+    def __str__(self) -> str:
+        end = ("is killed", "is killed after it", "goes on")[self.finishes]
         return f"{self.scenario}: the last rank stopped before call {self.at} of its save while rank 0 prunes, {end}"
 
 
 def slow_ranks(scenarios: Iterable[Scenario], calls: int) -> Iterator[SlowRank]:
     for scenario in scenarios:
         for at in range(1, calls + 1):
-            yield from (SlowRank(scenario, at, goes_on) for goes_on in (True, False))
+            yield from (SlowRank(scenario, at, finishes) for finishes in (2, 1, 0))
 
 
 def check_slow(case: SlowRank) -> str:
@@ -176,7 +281,7 @@ def _apart(case: SlowRank, stage: Stage, control: Control) -> None:
     first = job.train()
     *quick, slow = job.ranks
     at = job.position.step + 2
-    worker = Child(lambda tell: _slow(slow, at, control, case.at))
+    worker = Child(lambda tell: _slow(slow, at, control, case))
     stage.will(f"0_{at}", first)
     if not worker.stops():
         raise AssertionError("the call was not reached")
@@ -186,7 +291,7 @@ def _apart(case: SlowRank, stage: Stage, control: Control) -> None:
     for rank in quick:
         rank.checkpointer.save(0, at + 2)
         rank.checkpointer._try_to_tidy()
-    if not case.goes_on:
+    if not case.finishes:
         worker.kill()
         return
     stage.did(f"0_{at}", first)
@@ -195,12 +300,14 @@ def _apart(case: SlowRank, stage: Stage, control: Control) -> None:
     end = worker.wait()
     if end.kind != "returned":
         raise AssertionError(f"the slow rank {end.kind}: {end.value}")
-    stage.did(f"0_{at + 2}", second)
-    job.tidy()
+    if case.finishes == 2:
+        stage.did(f"0_{at + 2}", second)
+        job.tidy()
 
 
-def _slow(me: Rank, at: int, control: Control, call: int) -> None:
-    with control.armed(Mode.STOP, call):
+def _slow(me: Rank, at: int, control: Control, case: SlowRank) -> None:
+    with control.armed(Mode.STOP, case.at):
         me.checkpointer.save(0, at)
-    me.train_one_step(7, new_reference=False)
-    me.checkpointer.save(0, at + 2)
+    if case.finishes == 2:
+        me.train_one_step(7, new_reference=False)
+        me.checkpointer.save(0, at + 2)

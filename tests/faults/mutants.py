@@ -1,7 +1,7 @@
 """Whether the campaign would notice: each of `mutations.MUTANTS` must make a part of it fail.
 
-A mutant is a copy of the package with one text replaced, first on PYTHONPATH of a narrow run of the campaign. The same
-run must pass on a copy without a change, so that it is the mutant that made it fail.
+A mutant is a copy of the package with one text replaced, first on PYTHONPATH of a narrow run of the campaign, which on
+the package as it is must pass: the other parts see to that, and where a run draws more than they do, it is made here.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 import ms_resume
 from faults import cases
 from faults.cases import Tally
-from faults.mutations import MUTANTS, OPEN, Look, Mutant
+from faults.mutations import MUTANTS, Look, Mutant
 
 if TYPE_CHECKING:
     from faults.campaign import Plan
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 PACKAGE = Path(ms_resume.__file__).parent
 WIDER = tuple(Look(part) for part in ("power_model", "dying", "interleaving", "failing", "two_writers"))
 """Asked of a mutant that its own looks do not catch."""
-_ENDS_AFTER_S = 1200
+_HANGS_AFTER_S = 400
 
 
 def run(plan: Plan) -> Tally:
@@ -41,18 +41,20 @@ def run(plan: Plan) -> Tally:
         proof = unchanged if plan.share >= 1 else None
         for failure in pool.map(lambda mutant: check(mutant, proof), plan.draw(MUTANTS)):
             tally.add(failure)
-    tally.notes = {"runs without a change": len(unchanged.runs), "not shown to be caught, left out": len(OPEN)}
+    tally.notes = {"runs without a change": len(unchanged.runs)}
     return tally
 
 
 @dataclass
 class Unchanged:
-    """What the looks say of the package as it is: each is asked once."""
+    """What the looks that draw more than the campaign say of the package as it is: each is asked once."""
 
     runs: dict[Look, Future[str]] = field(default_factory=dict)
     lock: Lock = field(default_factory=Lock)
 
     def says(self, look: Look) -> str:
+        if look.share <= 100:
+            return ""
         with self.lock:
             first = look not in self.runs
             answer = self.runs.setdefault(look, Future())
@@ -81,15 +83,18 @@ def failure(look: Look, top: Path) -> str:
     command = [sys.executable, "-m", "faults", "--only", look.part, "--scenario", look.scenario, "--case", look.case]
     command += ["--share", str(look.share), "--seed", "0", "--jobs", "1", "--impatient", "--json"]
     path = os.pathsep.join(filter(None, (str(top), os.environ.get("PYTHONPATH"))))
-    done = subprocess.run(
-        command,
-        cwd=Path(__file__).parent.parent,
-        env={**os.environ, "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        timeout=_ENDS_AFTER_S,
-        check=False,
-    )
+    try:
+        done = subprocess.run(
+            command,
+            cwd=Path(__file__).parent.parent,
+            env={**os.environ, "PYTHONPATH": path},
+            capture_output=True,
+            text=True,
+            timeout=_HANGS_AFTER_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return f"{look}: hangs"
     if done.returncode not in (0, 1) or not done.stdout.startswith("["):
         raise RuntimeError(f"{look}: the campaign broke down: {done.stderr[-2000:]}")
     (tally,) = json.loads(done.stdout)

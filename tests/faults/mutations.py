@@ -53,6 +53,14 @@ def _slow(scenario: str) -> Look:
     return Look("interleaving", scenario, "while rank 0 prunes")
 
 
+def _taken(scenario: str) -> Look:
+    return Look("interleaving", scenario, "of the start after the successor's")
+
+
+def _late(scenario: str) -> Look:
+    return Look("interleaving", scenario, "saves twice")
+
+
 def _two(case: str) -> Look:
     return Look("two_writers", case)
 
@@ -83,7 +91,7 @@ def _in(file: str, *entries: tuple[str, str, str, tuple[Look, ...]]) -> list[Mut
     return [Mutant(name, file, old, new, looks) for name, old, new, looks in entries]
 
 
-_ALL: list[Mutant] = [
+MUTANTS: list[Mutant] = [
     *_in(
         ATOMIC,
         (
@@ -422,7 +430,7 @@ _ALL: list[Mutant] = [
             "publish gives up when the directory was taken away",
             "            if error.fields[\"errno\"] != errno.ENOENT:\n                raise  # else such a worker renamed the directory away\n",
             "            raise\n",
-            (_between(TORN), _between(ABANDONED), _between(SAVE)),
+            (_dying("whose vote directory is taken away"),),
         ),
         (
             "meta.json of the weights before that of the moments",
@@ -464,12 +472,6 @@ _ALL: list[Mutant] = [
     *_in(
         REMOVAL,
         (
-            "a removal does not ask before it renames",
-            "    assert_owner(writer)\n    aside = names.retired",
-            "    aside = names.retired",
-            (_zombie(SAVE), _zombie(TORN), _zombie(SAVE_2)),
-        ),
-        (
             "a removal does not ask again after it renamed",
             "    assert_owner(writer)\n    if keep_as is None:",
             "    if keep_as is None:",
@@ -491,19 +493,19 @@ _ALL: list[Mutant] = [
             "what lies aside is not given back where an older file stands",
             "    if author is not None and home.exists() and not _not_older(home, author):\n",
             "    if False:\n",
-            (_zombie(TORN), _zombie(ABANDONED), _zombie(SAVE)),
+            (_dying("has the place of one aside"),),
         ),
         (
-            "what lies aside takes the place of a newer file",
-            "    if author is not None and home.exists() and not _not_older(home, author):\n",
-            "    if author is not None and home.exists():\n",
-            (_zombie(TORN), _zombie(ABANDONED), _zombie(SAVE)),
+            "an older file takes the name of the one that lies aside",
+            "        atomic.put_aside(home, names.retired(home, author))\n",
+            "        atomic.put_aside(home, names.retired(home, author_of(home, home.name) or author))\n",
+            (_dying("has the place of one aside"),),
         ),
         (
             "what lies aside is not given back where its directory is gone",
             "    atomic.make_dirs(home.parent)\n",
             "",
-            (_zombie(SAVE_2), _zombie(SAVE)),
+            (_dying("restore where files lie aside, 1 rank"),),
         ),
         (
             "a start fails where another one gave back the same file",
@@ -515,25 +517,13 @@ _ALL: list[Mutant] = [
             "what is live is cleared with the rest",
             "        wanted = author is None or (_live(line, author, found.home) and not _not_older(found.home, author))\n",
             "        wanted = author is None\n",
-            (_zombie(TORN), _zombie(SAVE), _zombie(REF)),
-        ),
-        (
-            "what an attempt of now holds in its hands is cleared",
-            "        if not wanted and ordinal_of(found.taken_by) < writer.attempt.ordinal:",
-            "        if not wanted:",
-            (_two("one takes over"), _zombie(TORN)),
+            (_taken(TORN), _taken(ABANDONED)),
         ),
         (
             "what lies aside is never cleared",
             "            assert_owner(writer)\n            atomic.remove(found.path)\n",
             "            pass\n",
-            (_zombie(SAVE), _zombie(TORN)),
-        ),
-        (
-            "what lies aside is cleared without asking who owns the directory",
-            "            assert_owner(writer)\n            atomic.remove(found.path)\n",
-            "            atomic.remove(found.path)\n",
-            (_zombie(START), _zombie("lie aside, 1 rank")),
+            (_dying(ABANDONED), _dying(TORN)),
         ),
         (
             "votes that lie aside in a directory stay there",
@@ -647,19 +637,19 @@ _ALL: list[Mutant] = [
             "retention keeps one checkpoint",
             "NEVER_FEWER_THAN = 2\n",
             "NEVER_FEWER_THAN = 1\n",
-            (_dying(SAVE),),
+            (_dying("a save that keeps one"),),
         ),
         (
             "retention keeps one less than was asked for",
             "    oldest_kept = complete[:keep][-1]",
             "    oldest_kept = complete[: keep - 1][-1]",
-            (_dying(SAVE),),
+            (_dying("a save that keeps one"),),
         ),
         (
             "a torn checkpoint counts among those that are kept",
             "    complete = sorted((entry.position for entry in standing if entry.complete), reverse=True)",
             "    complete = sorted((entry.position for entry in standing), reverse=True)",
-            (_dying(SAVE_2), _dying(SAVE)),
+            (_dying("failed on a rank"),),
         ),
         (
             "retention takes a save that is under way",
@@ -671,7 +661,7 @@ _ALL: list[Mutant] = [
             "a torn position that its attempt left behind stays for ever",
             "        and (entry.position < oldest_kept or (entry.state == \"torn\" and _before(entry, newest_of)))",
             "        and (entry.position < oldest_kept)",
-            (_dying(SAVE_2),),
+            (_dying("failed on a rank"),),
         ),
         (
             "retention relies on votes that are not on disk",
@@ -691,13 +681,7 @@ _ALL: list[Mutant] = [
             "retention takes what meta.json names",
             "            protected.add(named)\n",
             "            pass\n",
-            (_dying(SAVE),),
-        ),
-        (
-            "retention takes the stock checkpoint that the run began with",
-            "        protected.add(origin.position)\n",
-            "        pass\n",
-            (_dying(STOCK), _slow(SAVE_2)),
+            (_dying("whose meta.json cannot be written"),),
         ),
         (
             "a file that another vote names goes with its position",
@@ -709,7 +693,7 @@ _ALL: list[Mutant] = [
             "a file goes whoever wrote it",
             "            if relative not in kept and _proven(path, named.get(relative), int(deleted_by)):",
             "            if relative not in kept:",
-            (_dying(IN_TURN), _zombie(SAVE), _slow(SAVE_2)),
+            (_dying("where stock has saved"),),
         ),
         (
             "the payloads of a deleted position stay",
@@ -721,31 +705,25 @@ _ALL: list[Mutant] = [
             "the vote of a deleted position goes before its payloads",
             "        vote = directory / f\"rank_{writer.rank}.json\"\n        named = _files_of(vote)\n",
             "        vote = directory / f\"rank_{writer.rank}.json\"\n        named = _files_of(vote)\n        atomic.remove(vote)\n",
-            (_dying(SAVE), _dying(CKPT)),
+            (_dying(CKPT), _dying(SAVE)),
         ),
         (
             "payloads of a deleted position go by the vote alone",
             "        for relative in sorted(named.keys() | _own_payloads(writer, position)):",
             "        for relative in sorted(named):",
-            (_dying(SAVE_2), _slow(SAVE_2)),
+            (_dying("failed on a rank"),),
         ),
         (
             "temp files stay",
-            "            ownership.assert_owner(writer)\n            atomic.remove(path)\n            removed += 1\n    return removed\n\n\ndef _by",
+            "            atomic.remove(path)\n            removed += 1\n    return removed\n\n\ndef _by",
             "            pass\n    return removed\n\n\ndef _by",
             (_dying(SAVE),),
-        ),
-        (
-            "temp files go without asking who owns the directory",
-            "            ownership.assert_owner(writer)\n            atomic.remove(path)\n            removed += 1\n    return removed\n\n\ndef _by",
-            "            atomic.remove(path)\n            removed += 1\n    return removed\n\n\ndef _by",
-            (_zombie(START), _two("one takes over")),
         ),
         (
             "temp files of a newer attempt go",
             "        if parsed and parsed[1] != writer.attempt.attempt and ordinal_of(parsed[1]) <= writer.attempt.ordinal:",
             "        if parsed and parsed[1] != writer.attempt.attempt:",
-            (_zombie(START), _two("one takes over")),
+            (_between(START), _taken(TORN)),
         ),
         (
             "temp files of a start that lost its race stay",
@@ -769,13 +747,13 @@ _ALL: list[Mutant] = [
             "an emptied directory goes while its payloads are there",
             "        if saved_again or emptied not in surveyed.payloads:\n",
             "        if True:\n",
-            (_dying(SAVE_2), _slow(SAVE_2), _dying(SAVE)),
+            (_dying("failed on a rank"),),
         ),
         (
             "an emptied directory stays for ever",
             "            atomic.remove_dir_if_empty(directory)\n    return gone\n",
             "            pass\n    return gone\n",
-            (_dying(SAVE),),
+            (_dying("failed on a rank"),),
         ),
     ),
     *_in(
@@ -796,25 +774,19 @@ _ALL: list[Mutant] = [
             "a position counts without its files",
             "    if rejection := _check_files(survey.save, position, group):\n        return replace(rejection, attempt=attempt)\n",
             "",
-            (_dying(TORN), _dying(START)),
+            (_dying("whose file was cut"),),
         ),
         (
             "a file counts whatever its size is",
             "    if size != file.bytes:\n        return \"damaged\"",
             "    if False:\n        return \"damaged\"",
-            (_dying(SAVE), _dying(TORN)),
+            (_dying("whose file was cut"),),
         ),
         (
             "a position counts although its attempt was left behind",
             "    if not survey.line.holds(attempt, position):\n        return Rejection",
             "    if False:\n        return Rejection",
             (_dying(BACK),),
-        ),
-        (
-            "votes of a dead attempt hide the live ones",
-            "        return survey.line.holds(key[0], position), len(groups[key]) / key[1], key[0]",
-            "        return False, len(groups[key]) / key[1], key[0]",
-            (_dying(TORN_2), _dying(ABANDONED_2)),
         ),
     ),
     *_in(
@@ -835,7 +807,7 @@ _ALL: list[Mutant] = [
             "the line ends where a record was lost",
             "    while name is not None and name not in bounds:\n        bounds[name] = bound\n        record = by_name.get(name)",
             "    while name in by_name and name not in bounds:\n        bounds[name] = bound\n        record = by_name.get(name)",
-            (_dying(BACK),),
+            (_dying("the loss of a record"),),
         ),
     ),
     *_in(
@@ -847,7 +819,7 @@ _ALL: list[Mutant] = [
             "a file is loaded whatever its header says",
             "    if header.digest != expected.digest:\n        raise Damaged",
             "    if False:\n        raise Damaged",
-            (_zombie(REF), _zombie(TORN), _zombie(SAVE)),
+            (_dying("a start where a payload is another one"),),
         ),
     ),
     *_in(
@@ -862,37 +834,37 @@ _ALL: list[Mutant] = [
             "a start chooses before it gives back what lies aside",
             "    agree.from_first(job.group, lambda: removal.put_back(job.save))\n    agree.from_first(job.group, lambda: _check_unused(job, request))",
             "    agree.from_first(job.group, lambda: _check_unused(job, request))",
-            (_zombie(FIRST), _zombie(SAVE)),
+            (_dying("a fresh start where the votes lie aside"),),
         ),
         (
             "a start takes what it located at its word",
             "        if not removal.put_back(save):\n            return found",
             "        return found",
-            (_zombie(SAVE, "a worker"), _zombie(TORN, "a worker"), _zombie(SAVE_2, "a worker")),
+            (_dying("while the newest votes are taken"),),
         ),
         (
             "a start that found nothing does not look again",
             "            if removal.put_back(save):\n                continue\n            raise",
             "            raise",
-            (_zombie(FIRST, "a worker"), _zombie(SAVE, "a worker")),
+            (_dying("while the only votes are taken"),),
         ),
         (
             "a start with a record does not give back what lies aside",
-            "    agree.from_first(job.group, lambda: removal.put_back(job.save))\n    agree.together(job.group, lambda: _check_stands(job, loaded))\n    wait_s",
-            "    agree.together(job.group, lambda: _check_stands(job, loaded))\n    wait_s",
-            (_zombie(SAVE, "a worker"), _zombie(TORN, "a worker"), _zombie(SAVE_2, "a worker")),
+            "    agree.from_first(job.group, lambda: removal.put_back(job.save))\n    try:",
+            "    try:",
+            (_taken(TORN), _taken(ABANDONED)),
         ),
         (
             "a start with a record does not look whether its checkpoint stands",
-            "    agree.together(job.group, lambda: _check_stands(job, loaded))\n    wait_s",
-            "    wait_s",
-            (_zombie(SAVE, "a worker"), _zombie(TORN, "a worker"), _zombie(SAVE_2, "a worker")),
+            "    try:\n        agree.together(job.group, lambda: _check_stands(job, loaded))\n    except",
+            "    try:\n        pass\n    except",
+            (_late(SAVE),),
         ),
         (
-            "a start opens its record without looking whether its checkpoint stands",
-            "    agree.together(job.group, lambda: _check_stands(job, loaded))\n    beating",
-            "    beating",
-            (_zombie(SAVE, "a worker"), _zombie(TORN, "a worker"), _zombie(SAVE_2, "a worker")),
+            "a start that gives way leaves its record",
+            "            atomic.remove(names.attempt_record(job.save, attempt.ordinal))\n",
+            "            pass\n",
+            (_late(SAVE),),
         ),
         (
             "a start leaves meta.json as it is",
@@ -910,7 +882,7 @@ _ALL: list[Mutant] = [
             "a start sweeps nothing that lies aside",
             "    removal.sweep(writer)\n",
             "",
-            (_zombie(SAVE), _zombie(TORN)),
+            (_dying(ABANDONED), _dying(TORN)),
         ),
         (
             "a start beats only when its record is there",
@@ -949,7 +921,7 @@ _ALL: list[Mutant] = [
             "restore brings back what is not whole",
             "        judged = verify.headers(judged) or judged\n",
             "        pass\n",
-            (_dying(RESTORE),),
+            (_dying("restore of what is not whole"),),
         ),
         (
             "restore leaves meta.json as it is",
@@ -979,18 +951,10 @@ _ALL: list[Mutant] = [
             (_slow(REF_2), _dying(REF_2)),
         ),
         (
-            "retention before latest",
-            "        if newest is not None:\n            commit.point_latest(writer, newest.position)\n        if writer.rank == 0:\n"
-            "            retention.sweep(writer, survey.take(writer.save), self._job.settings.keep_last)\n        retention.remove_payloads(writer)\n",
-            "        if writer.rank == 0:\n            retention.sweep(writer, survey.take(writer.save), self._job.settings.keep_last)\n"
-            "        retention.remove_payloads(writer)\n        if newest is not None:\n            commit.point_latest(writer, newest.position)\n",
-            (_dying(SAVE),),
-        ),
-        (
             "a save may lie before the one that the run went on from",
             "        if self._origin is not None and position < self._origin:",
             "        if False:",
-            (_dying(BACK),),
+            (_dying("a save before the one that the run began with"),),
         ),
     ),
 ]  # fmt: skip
@@ -1006,66 +970,15 @@ EQUIVALENT: list[tuple[str, str]] = [
     ("the files that an old vote names stay", "they are nobody's, and go with their position"),
     ("what lies aside is given back whoever wrote it", "what is dead stays dead by the records"),
     ("latest that cannot be moved ends the save", "retention's caller turns the error into a warning"),
+    (
+        "a removal does not ask before it renames",
+        "it narrows a window: what was taken is asked for again before it goes",
+    ),
+    ("what lies aside takes the place of a newer file", "of one place no two attempts on the line have a file"),
+    ("what lies aside is cleared without asking", "it is not live; that it became so takes two workers slow to die"),
+    ("a start opens its record without looking", "it looks again with the record, and takes it back"),
+    ("votes of a dead attempt hide the live ones", "the position is not whole either way: `ls` gives another reason"),
+    ("retention before latest", "what latest pointed to is one of the two that stay"),
     ("the line of records takes no minimum of two bounds", "no attempt saves before the position that it went on from"),
 ]
 """What was tried and cannot be noticed, with the reason."""
-
-OPEN = frozenset(
-    {
-        "a file counts whatever its size is",
-        "a file goes whoever wrote it",
-        "a file is loaded whatever its header says",
-        "a heartbeat may say any pace",
-        "a position counts without its files",
-        "a reference is named again from a checkpoint that is not complete",
-        "a removal does not ask before it renames",
-        "a save may lie before the one that the run went on from",
-        "a start beats only when its record is there",
-        "a start chooses before it gives back what lies aside",
-        "a start leaves meta.json as it is",
-        "a start opens its record without looking whether its checkpoint stands",
-        "a start sweeps no temp files",
-        "a start sweeps nothing that lies aside",
-        "a start takes what it located at its word",
-        "a start that found nothing does not look again",
-        "a start that lost its race takes the winner's heartbeat away",
-        "a start with a record does not give back what lies aside",
-        "a start with a record does not look whether its checkpoint stands",
-        "a sync fails when the emptied directory is gone already",
-        "a torn checkpoint counts among those that are kept",
-        "a torn position that its attempt left behind stays for ever",
-        "an emptied directory goes while its payloads are there",
-        "an emptied directory stays for ever",
-        "payloads of a deleted position go by the vote alone",
-        "publish gives up when the directory was taken away",
-        "repair keeps no copy of what was broken",
-        "repair writes nothing",
-        "restore brings back what is not whole",
-        "restore does not look for a living owner",
-        "restore gives back nothing that lies aside",
-        "restore leaves meta.json as it is",
-        "restore relies on a record that is not on disk",
-        "retention before latest",
-        "retention keeps one checkpoint",
-        "retention keeps one less than was asked for",
-        "retention takes a save that is under way",
-        "retention takes the stock checkpoint that the run began with",
-        "retention takes what meta.json names",
-        "temp files go without asking who owns the directory",
-        "temp files of a newer attempt go",
-        "the file of a failed sync is in the way of the next one",
-        "the line ends where a record was lost",
-        "the vote of a deleted position goes before its payloads",
-        "votes of a dead attempt hide the live ones",
-        "what an attempt of now holds in its hands is cleared",
-        "what is live is cleared with the rest",
-        "what lies aside is cleared without asking who owns the directory",
-        "what lies aside is never cleared",
-        "what lies aside is not given back where an older file stands",
-        "what lies aside is not given back where its directory is gone",
-        "what lies aside takes the place of a newer file",
-    }
-)
-"""Not shown to be caught: the campaign has a hole there, another rule does the same, or nobody has looked yet."""
-
-MUTANTS = [mutant for mutant in _ALL if mutant.name not in OPEN]

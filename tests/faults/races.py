@@ -66,6 +66,8 @@ def _one_owner(scene: Scene, workers: dict[Worker, str]) -> str:
     if len(owners) != 1 or failed:
         return f"{len(owners)} own the directory: {ends}"
     owner = owners[0]
+    if workers[owner] == "start" and not scene.beats():
+        return "the owner's heartbeat is gone"
     for worker in workers:
         if worker is not owner:
             worker.dies()

@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from faults import hints
 from faults.job import Digests, Job
 from faults.processes import Tell, in_child
 from ms_resume import repair
-from ms_resume.ondisk import atomic, attempts, meta, names
+from ms_resume.ondisk import atomic, attempts, meta, names, votes
 from ms_resume.records import Position
 
 Candidate = tuple[str, Digests]
@@ -181,7 +182,7 @@ def _saves_alone(stage: Stage, job: Job, rank: int, step: int, *, disturbed: boo
     return False
 
 
-class _Dies(BaseException):
+class Dies(BaseException):
     """The end of one rank, whose process the others share here."""
 
 
@@ -196,7 +197,7 @@ def save_then_prune(world_size: int, step: int) -> Callable[[Stage], None]:
             stage.will(f"0_{step}", digests)
             for rank in me.ranks[:-1]:
                 rank.checkpointer.save(0, step)
-            with contextlib.suppress(_Dies), _dying_before_the_sync_of(names.vote_dir(stage.save, Position(0, step))):
+            with contextlib.suppress(Dies), _dying_before_the_sync_of(names.vote_dir(stage.save, Position(0, step))):
                 me.ranks[-1].checkpointer.save(0, step)
             me.ranks[0].checkpointer._try_to_tidy()
 
@@ -209,7 +210,7 @@ def _dying_before_the_sync_of(directory: Path) -> Iterator[None]:
 
     def sync_dir(path: Path) -> None:
         if path == directory and list(directory.glob("rank_*.json")):
-            raise _Dies
+            raise Dies
         real(path)
 
     with mock.patch.object(atomic, "sync_dir", sync_dir):
@@ -252,8 +253,15 @@ def start_at(world_size: int, position: str) -> Callable[[Stage], None]:
         with stage.under_test():
             Job(stage.save, world_size, 9).start(position=Position.parse(position))
             stage.did(position, digests)
+        _is_named(stage.save, position)
 
     return act
+
+
+def _is_named(save: Path, position: str) -> None:
+    """By every `meta.json`, and by `latest`."""
+    if wrong := hints.after_a_save(save, position, tuple(votes.read_all(save / "commits" / position)[0].values())):
+        raise AssertionError(wrong)
 
 
 def left_temp_files(world_size: int) -> Callable[[Stage], None]:
@@ -278,6 +286,7 @@ def restores(position: str) -> Callable[[Stage], None]:
         with stage.under_test():
             repair.restore(stage.save, Position.parse(position))
             stage.did(position, digests)
+        _is_named(stage.save, position)
 
     return act
 
@@ -400,7 +409,7 @@ def _no_link(source: Path, target: Path) -> None:
 
 
 def _of_one_rank(prepared: Callable[[Stage], None]) -> list[Scenario]:
-    from faults import stock
+    from faults import stock  # it is told in the words of this module
 
     ckpt = in_order(run(1, 2, 4, save_format="ckpt"), older_ckpt_aside("0_4", "0_2"))
     return [
@@ -416,7 +425,7 @@ def _of_one_rank(prepared: Callable[[Stage], None]) -> list[Scenario]:
 @lru_cache
 def of_size(world_size: int) -> list[Scenario]:
     """Every scenario, for a number of ranks."""
-    from faults import stock  # it is told in the words of this module
+    from faults import prunings, stock  # they are told in the words of this module
 
     n = world_size
     plain, three = run(n, 2, 4), run(n, 2, 4, 6)
@@ -430,6 +439,7 @@ def of_size(world_size: int) -> list[Scenario]:
     if n > 1:
         apart.append(Scenario("pruned on the word of a rank that died", n, plain, save_then_prune(n, 6)))
     stock_only = in_order(stock.trains(n, 2), stock.trains(n, 4, 2))
+    formats = in_order(run(n, 2, save_format="ckpt"), run(n, 4, resume=True))
     both = in_order(run(n, 2), stock.trains(n, 4, 2), save_next(n, 6), stock.trains(n, 8, 6))
     return [
         *apart,
@@ -438,7 +448,7 @@ def of_size(world_size: int) -> list[Scenario]:
         Scenario("the first save of all", n, nothing, first_save(n)),
         Scenario("a save, with retention", n, plain, save_next(n, 6)),
         Scenario("a save with a new reference", n, plain, save_next(n, 6, new_reference=True)),
-        Scenario("a save as .ckpt", n, plain, save_next(n, 6, save_format="ckpt")),
+        Scenario("a save as .ckpt", n, formats, save_next(n, 6, save_format="ckpt")),
         Scenario("a torn position saved again", n, torn, save_next(n, 6)),
         Scenario("an abandoned position saved again", n, back, save_next(n, 4)),
         Scenario("a start", n, in_order(torn, left_temp_files(n)), start_at(n, "0_4")),
@@ -448,6 +458,7 @@ def of_size(world_size: int) -> list[Scenario]:
         Scenario("its own attempt saves again", n, plain, saves_again(n)),
         Scenario("its own attempt saves again after a loss", n, plain, saves_again_after_a_loss(n)),
         Scenario("a start where files lie aside", n, in_order(three, lay_aside("0_6", "0_4")), start_at(n, "0_6")),
-        Scenario("restore where files lie aside", n, in_order(three, lay_aside("0_6", "0_4")), restores("0_6")),
+        Scenario("restore where files lie aside", n, in_order(three, lay_aside("0_4", "0_6")), restores("0_6")),
         *(_of_one_rank(plain) if n == 1 else []),
+        *prunings.of_size(n),
     ]
