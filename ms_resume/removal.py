@@ -46,6 +46,11 @@ def retire(writer: Writer, path: Path, *, keep_as: Path | None = None) -> None:
         atomic.rename(aside, keep_as)
 
 
+def holds(writer: Writer, path: Path) -> bool:
+    """Whether this attempt put a file aside that it could not remove."""
+    return names.retired(path, writer.attempt.attempt).exists()
+
+
 def put_back(save: Path) -> int:
     """Rank 0, before its start has a record: gives every live file that lies aside its name again.
 

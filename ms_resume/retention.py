@@ -89,8 +89,8 @@ def remove_payloads(writer: Writer) -> int:
             if relative not in kept and _proven(path, named.get(relative), int(deleted_by)):
                 removal.retire(writer, path)
                 removed += 1
-        if vote.exists():
-            atomic.remove(vote)
+        if vote.exists() and not any(removal.holds(writer, writer.save / relative) for relative in named):
+            atomic.remove(vote)  # it is what proves a `.ckpt` ours that could not be removed and comes back
     return removed
 
 

@@ -20,6 +20,7 @@ from faults import (
     power_model,
     protocol,
     scenarios,
+    standing,
     trainer,
     two_writers,
 )
@@ -173,6 +174,7 @@ def run_protocol(plan: Plan) -> Tally:
 
 
 PARTS: dict[str, Callable[[Plan], Tally]] = {
+    "standing": standing.run,
     "dying": run_dying,
     "failing": run_failing,
     "interleaving": run_interleaving,

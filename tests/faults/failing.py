@@ -129,7 +129,7 @@ def _wrong_inside(stage: Stage, before: dict[str, bytes], parts: set[Path], stoo
     if (left := sorted(_parts(stage.save) - parts)) and control.hit_kind != Kind.UNLINK:
         return f"a temp file stays behind: {left[0].relative_to(stage.save)}"
     in_its_way = (Kind.UNLINK, Kind.RENAME, Kind.SYNC)  # of what should be taken away, or after it had its name
-    if control.hit_kind not in in_its_way and (useless := _useless(stage.save, stood)):
+    if stage.job and control.hit_kind not in in_its_way and (useless := _useless(stage.save, stood)):
         return f"a save that failed leaves {useless}"
     if hollow := _hollow(stage.save, stood):
         return f"a vote stands without its file: {hollow}"

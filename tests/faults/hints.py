@@ -88,13 +88,17 @@ def _mixed(save: Path) -> str:
         for vote in votes.read_all(directory)[0].values() if names.parse_vote_dir(directory.name) else ():
             for file in vote.files:
                 path = save / file.path
-                if path.suffix == ".safetensors" and path.exists() and _author(path) != file.attempt:
+                if path.suffix == ".safetensors" and path.exists() and author(path) not in (file.attempt, None):
                     return f"{file.path} is not the file that the vote of rank {vote.rank} at {vote.position} names"
     return ""
 
 
-def _author(path: Path) -> str:
-    mark = payload.read_header(path).mark
+def author(path: Path) -> str | None:
+    """The attempt that wrote a payload; empty for stock's, None for a damaged one."""
+    try:
+        mark = payload.read_header(path).mark
+    except Damaged:
+        return None
     return mark.attempt if mark else ""
 
 

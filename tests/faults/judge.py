@@ -78,14 +78,14 @@ def _whole(save: Path) -> int:
 
 
 def _pruned(job: Job, stood: int) -> str:
-    """Retention keeps two, and of the others nothing but references that are named still."""
+    """Retention keeps two, and of the others nothing but references that are named still, and what is not ours."""
     if (whole := _whole(job.save_dir)) != min(stood + 1, 2):
         return f"of {stood} whole checkpoints and a new one {whole} are left"
     for deleted in job.save_dir.glob("commits/*.deleted-*"):
         position = names.parse_deleted_dir(deleted.name)
         files = [*deleted.iterdir()]
-        for kind in names.FORMATS:
-            files += job.save_dir.glob(f"[!r]*/rank_*/*-{position}.{kind}")
+        files += job.save_dir.glob(f"[!r]*/rank_*/*-{position}.ckpt")
+        files += filter(hints.author, job.save_dir.glob(f"[!r]*/rank_*/*-{position}.safetensors"))
         if files and not names.vote_dir(job.save_dir, position or Position(0, 0)).exists():
             return f"retention leaves {files[0].relative_to(job.save_dir)}"
     return ""

@@ -53,6 +53,10 @@ def _slow(scenario: str) -> Look:
     return Look("interleaving", scenario, "while rank 0 prunes")
 
 
+def _standing(scenario: str) -> Look:
+    return Look("standing", scenario)
+
+
 def _taken(scenario: str) -> Look:
     return Look("interleaving", scenario, "of the start after the successor's")
 
@@ -430,7 +434,7 @@ MUTANTS: list[Mutant] = [
             "publish gives up when the directory was taken away",
             "            if error.fields[\"errno\"] != errno.ENOENT:\n                raise  # else such a worker renamed the directory away\n",
             "            raise\n",
-            (_dying("whose vote directory is taken away"),),
+            (_standing("whose vote directory is taken away"),),
         ),
         (
             "meta.json of the weights before that of the moments",
@@ -493,13 +497,13 @@ MUTANTS: list[Mutant] = [
             "what lies aside is not given back where an older file stands",
             "    if author is not None and home.exists() and not _not_older(home, author):\n",
             "    if False:\n",
-            (_dying("has the place of one aside"),),
+            (_standing("has the place of one aside"),),
         ),
         (
             "an older file takes the name of the one that lies aside",
             "        atomic.put_aside(home, names.retired(home, author))\n",
             "        atomic.put_aside(home, names.retired(home, author_of(home, home.name) or author))\n",
-            (_dying("has the place of one aside"),),
+            (_standing("has the place of one aside"),),
         ),
         (
             "what lies aside is not given back where its directory is gone",
@@ -637,19 +641,19 @@ MUTANTS: list[Mutant] = [
             "retention keeps one checkpoint",
             "NEVER_FEWER_THAN = 2\n",
             "NEVER_FEWER_THAN = 1\n",
-            (_dying("a save that keeps one"),),
+            (_standing("a save that keeps one"),),
         ),
         (
             "retention keeps one less than was asked for",
             "    oldest_kept = complete[:keep][-1]",
             "    oldest_kept = complete[: keep - 1][-1]",
-            (_dying("a save that keeps one"),),
+            (_standing("a save that keeps one"),),
         ),
         (
             "a torn checkpoint counts among those that are kept",
             "    complete = sorted((entry.position for entry in standing if entry.complete), reverse=True)",
             "    complete = sorted((entry.position for entry in standing), reverse=True)",
-            (_dying("failed on a rank"),),
+            (_standing("failed on a rank"),),
         ),
         (
             "retention takes a save that is under way",
@@ -661,7 +665,7 @@ MUTANTS: list[Mutant] = [
             "a torn position that its attempt left behind stays for ever",
             "        and (entry.position < oldest_kept or (entry.state == \"torn\" and _before(entry, newest_of)))",
             "        and (entry.position < oldest_kept)",
-            (_dying("failed on a rank"),),
+            (_standing("failed on a rank"),),
         ),
         (
             "retention relies on votes that are not on disk",
@@ -681,7 +685,7 @@ MUTANTS: list[Mutant] = [
             "retention takes what meta.json names",
             "            protected.add(named)\n",
             "            pass\n",
-            (_dying("whose meta.json cannot be written"),),
+            (_standing("whose meta.json cannot be written"),),
         ),
         (
             "a file that another vote names goes with its position",
@@ -693,7 +697,7 @@ MUTANTS: list[Mutant] = [
             "a file goes whoever wrote it",
             "            if relative not in kept and _proven(path, named.get(relative), int(deleted_by)):",
             "            if relative not in kept:",
-            (_dying("where stock has saved"),),
+            (_standing("where stock has saved"),),
         ),
         (
             "the payloads of a deleted position stay",
@@ -708,10 +712,16 @@ MUTANTS: list[Mutant] = [
             (_dying(CKPT), _dying(SAVE)),
         ),
         (
+            "the vote of a deleted position goes while a payload lies aside",
+            "        if vote.exists() and not any(removal.holds(writer, writer.save / relative) for relative in named):\n",
+            "        if vote.exists():\n",
+            (_failing(CKPT, "grow"),),
+        ),
+        (
             "payloads of a deleted position go by the vote alone",
             "        for relative in sorted(named.keys() | _own_payloads(writer, position)):",
             "        for relative in sorted(named):",
-            (_dying("failed on a rank"),),
+            (_standing("failed on a rank"),),
         ),
         (
             "temp files stay",
@@ -747,13 +757,13 @@ MUTANTS: list[Mutant] = [
             "an emptied directory goes while its payloads are there",
             "        if saved_again or emptied not in surveyed.payloads:\n",
             "        if True:\n",
-            (_dying("failed on a rank"),),
+            (_standing("failed on a rank"),),
         ),
         (
             "an emptied directory stays for ever",
             "            atomic.remove_dir_if_empty(directory)\n    return gone\n",
             "            pass\n    return gone\n",
-            (_dying("failed on a rank"),),
+            (_standing("failed on a rank"),),
         ),
     ),
     *_in(
@@ -774,13 +784,13 @@ MUTANTS: list[Mutant] = [
             "a position counts without its files",
             "    if rejection := _check_files(survey.save, position, group):\n        return replace(rejection, attempt=attempt)\n",
             "",
-            (_dying("whose file was cut"),),
+            (_standing("whose file was cut"),),
         ),
         (
             "a file counts whatever its size is",
             "    if size != file.bytes:\n        return \"damaged\"",
             "    if False:\n        return \"damaged\"",
-            (_dying("whose file was cut"),),
+            (_standing("whose file was cut"),),
         ),
         (
             "a position counts although its attempt was left behind",
@@ -807,7 +817,7 @@ MUTANTS: list[Mutant] = [
             "the line ends where a record was lost",
             "    while name is not None and name not in bounds:\n        bounds[name] = bound\n        record = by_name.get(name)",
             "    while name in by_name and name not in bounds:\n        bounds[name] = bound\n        record = by_name.get(name)",
-            (_dying("the loss of a record"),),
+            (_standing("the loss of a record"),),
         ),
     ),
     *_in(
@@ -819,7 +829,7 @@ MUTANTS: list[Mutant] = [
             "a file is loaded whatever its header says",
             "    if header.digest != expected.digest:\n        raise Damaged",
             "    if False:\n        raise Damaged",
-            (_dying("a start where a payload is another one"),),
+            (_standing("a start where a payload is another one"),),
         ),
     ),
     *_in(
@@ -834,19 +844,19 @@ MUTANTS: list[Mutant] = [
             "a start chooses before it gives back what lies aside",
             "    agree.from_first(job.group, lambda: removal.put_back(job.save))\n    agree.from_first(job.group, lambda: _check_unused(job, request))",
             "    agree.from_first(job.group, lambda: _check_unused(job, request))",
-            (_dying("a fresh start where the votes lie aside"),),
+            (_standing("a fresh start where the votes lie aside"),),
         ),
         (
             "a start takes what it located at its word",
             "        if not removal.put_back(save):\n            return found",
             "        return found",
-            (_dying("while the newest votes are taken"),),
+            (_standing("while the newest votes are taken"),),
         ),
         (
             "a start that found nothing does not look again",
             "            if removal.put_back(save):\n                continue\n            raise",
             "            raise",
-            (_dying("while the only votes are taken"),),
+            (_standing("while the only payload is taken"),),
         ),
         (
             "a start with a record does not give back what lies aside",
@@ -870,7 +880,7 @@ MUTANTS: list[Mutant] = [
             "a start leaves meta.json as it is",
             "        commit.record_meta(writer, loaded.mine.files)\n",
             "        pass\n",
-            (_dying(BACK),),
+            (_standing("going back, and what is named"),),
         ),
         (
             "a start sweeps no temp files",
@@ -921,25 +931,25 @@ MUTANTS: list[Mutant] = [
             "restore brings back what is not whole",
             "        judged = verify.headers(judged) or judged\n",
             "        pass\n",
-            (_dying("restore of what is not whole"),),
+            (_standing("restore of what is not whole"),),
         ),
         (
             "restore leaves meta.json as it is",
             "        _record(writer, checkpoint.of_rank(writer.rank))\n    if checkpoint.votes",
             "        pass\n    if checkpoint.votes",
-            (_dying(RESTORE),),
+            (_standing("restore, and what is named"),),
         ),
         (
             "repair keeps no copy of what was broken",
             "    kept = names.broken(path)\n    try:\n        atomic.publish(kept, [path.read_bytes()], writer.attempt.attempt)\n",
             "    kept = names.broken(path)\n    try:\n        pass\n",
-            (_dying(REPAIR),),
+            (_standing("repair, and what is kept"),),
         ),
         (
             "repair writes nothing",
             "        _record(writer, {role: path for role, path in checkpoint.of_rank(writer.rank).items() if role in due})\n",
             "        pass\n",
-            (_dying(REPAIR),),
+            (_standing("repair, and what is kept"),),
         ),
     ),
     *_in(
@@ -954,7 +964,7 @@ MUTANTS: list[Mutant] = [
             "a save may lie before the one that the run went on from",
             "        if self._origin is not None and position < self._origin:",
             "        if False:",
-            (_dying("a save before the one that the run began with"),),
+            (_standing("a save before the one that the run began with"),),
         ),
     ),
 ]  # fmt: skip

@@ -1,6 +1,7 @@
-"""Scenarios of what retention may take, and of what it and a start may believe: each ends with what has to stand.
+"""What retention may take, and what it and a start may believe: each scenario runs undisturbed, and ends with what has
+to stand.
 
-What stands is read off the names in the directory, not asked of the package, which in a mutant is wrong.
+That is read off the names in the directory, not asked of the package, which in a mutant is wrong. Then the judge looks.
 """
 
 from __future__ import annotations
@@ -10,42 +11,79 @@ import errno
 import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from unittest import mock
 
-from faults import stock
+from faults import cases, hints, judge, stock
+from faults.cases import Tally
 from faults.job import Job
-from faults.scenarios import Dies, Scenario, Stage, in_order, run, save_next, start_at
+from faults.processes import in_child
+from faults.scenarios import (
+    BROKEN_META,
+    Dies,
+    Scenario,
+    Stage,
+    breaks_meta,
+    goes_back,
+    in_order,
+    repairs,
+    restores,
+    save_next,
+    start_at,
+)
+from faults.scenarios import run as run_of
 from ms_resume import commit, repair
 from ms_resume.errors import Damaged, DirectoryNotEmpty, DiskError, MsResumeError, UsageError
-from ms_resume.ondisk import atomic, attempts, names, payload
+from ms_resume.ondisk import atomic, attempts, meta, names, payload, votes
 from ms_resume.records import Position
 from ms_resume.resume import choice
 
+if TYPE_CHECKING:
+    from faults.campaign import Plan
 
-def of_size(world_size: int) -> list[Scenario]:
-    """Some for one rank, and one for two."""
-    if world_size == 2:
-        return [Scenario("a save after one that failed on a rank", 2, run(2, 2, 4), _saves_after_a_rank_failed)]
-    if world_size != 1:
-        return []
-    plain, three = run(1, 2, 4), run(1, 2, 4, 6)
-    lost = in_order(run(1, 2), run(1, 4, resume=True), run(1, resume=True), _loses_record(2))
-    older = in_order(run(1, 2, 4), run(1, position=Position(0, 2), resume=True), _older_in_its_place)
+
+def run(plan: Plan) -> Tally:
+    """Every scenario once."""
+    tally = Tally("what has to stand", "scenarios")
+    for scenario in plan.draw(plan.named(scenarios())):
+        tally.add(check(scenario))
+    return tally
+
+
+def check(scenario: Scenario) -> str:
+    """What is wrong at its end; empty when nothing is."""
+    _, expected = cases.prepared(scenario)
+    with cases.fresh(scenario) as case:
+        end = in_child(lambda tell: scenario.act(Stage(case / "save", tell, expected)))
+        if end.kind != "returned":
+            return f"{scenario}: {end.kind}: {end.value}"
+        wrong = judge.look(case / "save", scenario.world_size, expected.hear(*end.told))
+        return f"{scenario}: {wrong}" if wrong else ""
+
+
+def scenarios() -> list[Scenario]:
+    plain, three = run_of(1, 2, 4), run_of(1, 2, 4, 6)
+    lost = in_order(run_of(1, 2), run_of(1, 4, resume=True), run_of(1, resume=True), _loses_record(2))
+    older = in_order(run_of(1, 2, 4), run_of(1, position=Position(0, 2), resume=True), _older_in_its_place)
+    back = in_order(run_of(2, 2, 4, 6), goes_back(2, "0_2"))
     return [
-        Scenario("a save that keeps one, after one that kept three", 1, run(1, 2, 4, 6, 8), _keeps_as_asked),
+        Scenario("a save that keeps one, after one that kept three", 1, run_of(1, 2, 4, 6, 8), _keeps_as_asked),
+        Scenario("a save after one that failed on a rank", 2, run_of(2, 2, 4), _saves_after_a_rank_failed),
         Scenario("a save after one whose file was cut", 1, plain, _saves_after_a_cut),
         Scenario("a save whose meta.json cannot be written", 1, plain, _saves_without_meta),
         Scenario("a save that prunes where stock has saved", 1, in_order(three, _stock_saves_at_4), _prunes_past_stock),
         Scenario("a save whose vote directory is taken away", 1, plain, _saves_while_its_directory_goes),
-        Scenario("a start after the loss of a record", 1, lost, start_at(1, "0_4")),
-        Scenario("a start where a payload is another one", 1, in_order(three, _swaps_a_payload), start_at(1, "0_4")),
         Scenario("a save before the one that the run began with", 1, three, _saves_before_its_beginning),
-        Scenario("a fresh start where the votes lie aside", 1, in_order(run(1, 2), _votes_aside), _starts_afresh),
-        Scenario("restore of what is not whole", 1, in_order(three, _swaps_a_payload), _restores_nothing),
+        Scenario("a start after the loss of a record", 1, lost, _starts),
+        Scenario("a start where a payload is another one", 1, in_order(three, _swaps_a_payload), _starts),
+        Scenario("a start where an older file has the place of one aside", 1, older, _starts),
         Scenario("a start while the newest votes are taken", 1, three, _starts_while_votes_are_taken),
-        Scenario("a start while the only votes are taken", 1, run(1, 2), _starts_while_votes_are_taken),
-        Scenario("a start where an older file has the place of one aside", 1, older, start_at(1, "0_4")),
+        Scenario("a start while the only payload is taken", 1, run_of(1, 2), _starts_while_a_payload_is_taken),
+        Scenario("a fresh start where the votes lie aside", 1, in_order(run_of(1, 2), _votes_aside), _starts_afresh),
+        Scenario("going back, and what is named", 2, run_of(2, 2, 4, 6), _names_it(start_at(2, "0_4"), "0_4")),
+        Scenario("restore, and what is named", 2, back, _names_it(restores("0_6"), "0_6")),
+        Scenario("repair, and what is kept", 2, in_order(run_of(2, 2, 4), breaks_meta(2)), _repairs_and_keeps),
+        Scenario("restore of what is not whole", 1, in_order(three, _swaps_a_payload), _restores_nothing),
     ]
 
 
@@ -69,9 +107,7 @@ def _keeps_as_asked(stage: Stage) -> None:
     _stand(stage.save, "0_6", "0_8", "0_10")
     one = stage.job = Job(stage.save, 1, 7, keep_last=1)
     one.start()
-    digests = one.train()
-    with stage.under_test():
-        stage.saves(one, 12, digests)
+    stage.saves(one, 12, one.train())
     _stand(stage.save, "0_10", "0_12")
 
 
@@ -86,13 +122,12 @@ def _saves_after_a_rank_failed(stage: Stage) -> None:
     with contextlib.suppress(Dies), mock.patch.object(commit, "cast", side_effect=Dies):
         last.checkpointer.save(0, 8)
     digests = me.train()
-    with stage.under_test():
-        stage.will("0_10", digests)
-        for rank in me.ranks:
-            rank.checkpointer.save(0, 10)
-        for rank in (first, first, last, first):  # rank 0 is ahead of the other
-            rank.checkpointer._try_to_tidy()
-        stage.did("0_10", digests)
+    stage.will("0_10", digests)
+    for rank in me.ranks:
+        rank.checkpointer.save(0, 10)
+    for rank in (first, first, last, first):  # rank 0 is ahead of the other
+        rank.checkpointer._try_to_tidy()
+    stage.did("0_10", digests)
     _stand(stage.save, "0_6", "0_10")
 
 
@@ -105,9 +140,7 @@ def _saves_after_a_cut(stage: Stage) -> None:
     path = names.payload(stage.save, "optimizer", 0, Position(0, 6))
     os.truncate(path, path.stat().st_size // 2)
     stage.did(*older)
-    digests = me.train()
-    with stage.under_test():
-        stage.saves(me, 8, digests)
+    stage.saves(me, 8, me.train())
     _stand(stage.save, "0_4", "0_6", "0_8")
 
 
@@ -116,11 +149,8 @@ def _saves_without_meta(stage: Stage) -> None:
     me = stage.job = Job(stage.save, 1, 7)
     me.start()
     with mock.patch.object(atomic, "replace", _refuses):
-        for step in (6, 8):
+        for step in (6, 8, 10):
             stage.saves(me, step, me.train())
-        digests = me.train()
-        with stage.under_test():
-            stage.saves(me, 10, digests)
     _stand(stage.save, "0_4", "0_8", "0_10")
 
 
@@ -156,18 +186,51 @@ def _saves_while_its_directory_goes(stage: Stage) -> None:
         save_next(1, 6)(stage)
 
 
+def _starts(stage: Stage) -> None:
+    """From the newest that is acknowledged."""
+    position, digests = stage.expected.floor
+    me = Job(stage.save, 1, 7)
+    me.start()
+    if (found := str(me.position)) != position:
+        raise AssertionError(f"went on from {found}, not from {position}")
+    stage.did(position, digests)
+
+
+def _names_it(act: Callable[[Stage], None], position: str) -> Callable[[Stage], None]:
+    """Every `meta.json` and `latest` name it afterwards."""
+
+    def and_look(stage: Stage) -> None:
+        act(stage)
+        cast = votes.read_all(names.vote_dir(stage.save, Position.parse(position)))[0]
+        if wrong := hints.after_a_save(stage.save, position, tuple(cast.values())):
+            raise AssertionError(wrong)
+
+    return and_look
+
+
+def _repairs_and_keeps(stage: Stage) -> None:
+    """Every `meta.json` can be read again, and a copy of what was broken lies beside it."""
+    repairs(stage)
+    for path in stage.save.glob("*/rank_*/meta.json"):
+        if meta.read(path.parent).trouble:
+            raise AssertionError(f"{path} is not repaired")
+    for path in stage.save.glob("train/rank_*"):
+        if (path / "meta.json.broken-1").read_bytes() != BROKEN_META["policy"]:
+            raise AssertionError("what was broken is not kept")
+
+
 def _saves_before_its_beginning(stage: Stage) -> None:
     """Such a position would be live by its attempt and dead by its place."""
     me = Job(stage.save, 1, 7)
     me.start()
     me.train()
-    with stage.under_test(), _refused(UsageError):
+    with _refused(UsageError):
         me.save(4)
 
 
 def _starts_afresh(stage: Stage) -> None:
     """It looks unused, and is not."""
-    with stage.under_test(), _refused(DirectoryNotEmpty):
+    with _refused(DirectoryNotEmpty):
         Job(stage.save, 1, 7).start(resume=False)
 
 
@@ -177,7 +240,7 @@ def _votes_aside(stage: Stage) -> None:
 
 
 def _restores_nothing(stage: Stage) -> None:
-    with stage.under_test(), _refused(Damaged):
+    with _refused(Damaged):
         repair.restore(stage.save, Position(0, 6))
 
 
@@ -191,22 +254,25 @@ def _refused(kind: type[MsResumeError]) -> Iterator[None]:
 
 
 def _starts_while_votes_are_taken(stage: Stage) -> None:
-    """A worker that is slow to die takes them just when the start locates."""
-    position, digests = stage.expected.floor
-    real, taken = choice.choose, []
+    _starts_while(stage, names.vote_dir(stage.save, Position(0, 6)))
+
+
+def _starts_while_a_payload_is_taken(stage: Stage) -> None:
+    _starts_while(stage, names.payload(stage.save, "policy", 0, Position(0, 2)))
+
+
+def _starts_while(stage: Stage, path: Path) -> None:
+    """A worker that is slow to die takes it just when the start locates."""
+    real, dead = choice.choose, attempts.read_all(stage.save)[-1].attempt
+    taken: list[Path] = []
 
     def choose(*arguments: Any) -> choice.Choice:
-        directory = names.vote_dir(stage.save, Position.parse(position))
         if not taken:
-            taken.append(directory.rename(names.retired(directory, attempts.read_all(stage.save)[-1].attempt)))
+            taken.append(path.rename(names.retired(path, dead)))
         return real(*arguments)
 
-    with mock.patch.object(choice, "choose", choose), stage.under_test():
-        me = Job(stage.save, 1, 7)
-        me.start()
-    if (found := str(me.position)) != position:
-        raise AssertionError(f"went on from {found}, not from {position}")
-    stage.did(position, digests)
+    with mock.patch.object(choice, "choose", choose):
+        _starts(stage)
 
 
 def _loses_record(ordinal: int) -> Callable[[Stage], None]:
@@ -231,6 +297,6 @@ def _older_in_its_place(stage: Stage) -> None:
     """Two workers that are slow to die: one took a payload, the other one published its own there."""
     path = names.payload(stage.save, "policy", 0, Position(0, 4))
     older = path.read_bytes()
-    run(1, 4, tag=6, resume=True)(stage)
+    run_of(1, 4, tag=6, resume=True)(stage)
     path.rename(names.retired(path, attempts.read_all(stage.save)[0].attempt))
     path.write_bytes(older)
