@@ -21,7 +21,10 @@ from ms_resume import errors
 from ms_resume.ondisk import names, votes
 from ms_resume.records import Position
 
-ONCE = (errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.ESTALE, errno.EINTR)
+ONCE = (errno.ENOSPC, errno.EIO)
+IN_TURN = (errno.EDQUOT, errno.ESTALE, errno.EINTR)
+"""One of them at each call."""
+
 ON = (errno.ENOSPC,)
 STALL_MS = 30_000
 HUNG_AFTER_S = 60.0
@@ -51,7 +54,8 @@ def points(scenarios: Iterable[Scenario]) -> Iterator[Point]:
     for scenario in scenarios:
         total, writes = cases.calls(scenario)
         for at in range(1, total + 1):
-            yield from (Point(scenario, at, Mode.FAIL, code) for code in ONCE)
+            codes = (*ONCE, IN_TURN[at % len(IN_TURN)])
+            yield from (Point(scenario, at, Mode.FAIL, code) for code in codes)
             yield from (Point(scenario, at, Mode.FAIL_ON, code) for code in ON)
             if at in writes:
                 yield Point(scenario, at, Mode.SHORT)
@@ -88,14 +92,20 @@ def _begin(point: Point, case: Path, control: Control) -> Child:
 
     def work(tell: Tell) -> str:
         said: list[str] = []
-        stage = Stage(case / "save", tell, expected, lambda: _failing(point, control, said))
+        stood_before: set[str] = set()
+
+        def arm() -> contextlib.AbstractContextManager[None]:
+            stood_before.update(stage.expected.known)
+            return _failing(point, control, said)
+
+        stage = Stage(case / "save", tell, expected, arm)
         before, parts, stood = (
             _standing(stage.save, expected),
             _parts(stage.save),
             _payloads(stage.save) | _named(stage.save),
         )
         point.scenario.act(stage)
-        counts = _counts(stage, expected, control) if said else ""
+        counts = _counts(stage, stood_before, control) if said else ""
         return next(filter(None, said), counts) or _wrong_inside(stage, before, parts, stood, control)
 
     return Child(work)
@@ -114,9 +124,9 @@ def _failing(point: Point, control: Control, said: list[str]) -> Iterator[None]:
                 said[0] = f"the error names no path or no cause: {error.message}"
 
 
-def _counts(stage: Stage, before: Expected, control: Control) -> str:
+def _counts(stage: Stage, stood_before: set[str], control: Control) -> str:
     """A save that reports an error does not count; the vote has its name when only the end of it fails."""
-    coming = [position for position, _ in stage.expected.coming if position not in before.known]
+    coming = [position for position, _ in stage.expected.coming if position not in stood_before]
     if stage.job and coming and control.hit_kind not in (Kind.SYNC, Kind.UNLINK):
         return f"{coming[0]} counts, although its save failed" if judge.found(stage.save) == coming[0] else ""
     return ""
