@@ -20,7 +20,7 @@ demo: setup ## train, kill, resume, compare; BREAK=optimizer|rng|data|step leave
 kills: setup ## the default run with five random SIGKILLs, compared with an undisturbed one; about 8 minutes
 	$(RUN) python examples/grpo_arithmetic/random_kills.py $(ARGS)
 
-faults: setup ## the fault campaign: dying, failing, racing, losing power at every point of a save; about half an hour
+faults: setup ## the fault campaign: dying, failing, racing, losing power at every point of a save; forty minutes
 	cd tests && $(RUN) python -m faults $(ARGS)
 
 # In an environment of its own, of 4 GB: what it compares with is in the extra `bench`.
