@@ -6,7 +6,7 @@ export VENV ?= $(CURDIR)/.venv
 RUN := PATH="$(VENV)/bin:$$PATH"
 SCRIPTS := .ci/run $(wildcard launch/*.sh scripts/*.sh)
 
-.PHONY: help setup demo kills faults faults-peers test lint format clean distclean
+.PHONY: help setup demo kills faults faults-peers bench-save test lint format clean distclean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -28,6 +28,12 @@ faults-peers: export VENV = $(CURDIR)/.venv-bench
 faults-peers: ## kills the saves of other tools too, and puts the table into docs/durability.md; about 5 minutes
 	@EXTRAS=bench scripts/setup_venv.sh
 	PYTHONPATH=tests $(RUN) python -m faults.peers --write docs/durability.md $(ARGS)
+
+# In the same environment.
+bench-save: export VENV = $(CURDIR)/.venv-bench
+bench-save: ## how fast a save is, beside the raw disk and other tools; about half an hour
+	@EXTRAS=bench scripts/setup_venv.sh
+	$(RUN) python benchmarks/bench_save.py --json benchmarks/results/save.json $(ARGS)
 
 test: setup ## the whole test suite; ARGS= goes to pytest
 	$(RUN) python -m pytest $(ARGS)

@@ -1,0 +1,230 @@
+"""How fast a save is: blocked time, time to durable, peak memory, and what a save adds to the wall time of training.
+
+    python benchmarks/bench_save.py [--sizes 16M,256M,1G,4G] [--rounds N] [--only TEXT] [--directory DIR] [--json FILE]
+
+All rows of one size are interleaved, in another order each round; ratios are of medians. `make bench-save` installs the
+other tools into an environment of their own; without them their rows say so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import platform
+import random
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+sys.path.insert(0, str(Path(__file__).parent))
+from savers import State, rows
+
+UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+RAW, COPY = "raw direct write + fsync", "memcpy"
+
+
+@dataclass
+class Measured:
+    """Seconds, one for each round; bytes of memory beyond what was there before the row was made."""
+
+    name: str
+    blocked: list[float] = field(default_factory=list)
+    durable: list[float] = field(default_factory=list)
+    disk_bytes: int = 0
+    peak_bytes: int = 0
+    skipped: str = ""
+
+
+def measure(size: int, tensors: int, rounds: int, top: Path, only: str) -> list[Measured]:
+    """Every row, once a round and once before as a warm-up, each in a directory of its own."""
+    state = State.of(size, tensors)
+    found = [Measured(row.name, skipped=row.missing()) for row in rows() if only in row.name]
+    able = [(row, m) for row in rows() for m in found if row.name == m.name and not m.skipped]
+    with contextlib.ExitStack() as stack:
+        made, held = [], {}
+        for row, measured in able:
+            directory = top / str(len(made))
+            directory.mkdir()
+            before = _memory("VmRSS")
+            made.append((row, measured, directory, stack.enter_context(row.make(directory, state))))
+            held[row.name] = _memory("VmRSS") - before
+        for number in range(1, rounds + 2):
+            for row, measured, directory, (save, finish) in random.Random(number).sample(made, len(made)):
+                _settle()
+                before = _memory("VmRSS")
+                began = time.perf_counter()
+                blocked = save(number)
+                finish()
+                _sync(directory)
+                durable = time.perf_counter() - began
+                if number > 1:
+                    measured.blocked.append(blocked)
+                    measured.durable += [durable] if row.durable else []
+                    measured.peak_bytes = max(measured.peak_bytes, held[row.name] + _memory("VmHWM") - before)
+                    measured.disk_bytes = measured.disk_bytes or _bytes_in(directory)
+                if not row.name.startswith("ms_resume"):
+                    _empty(directory)
+    return found
+
+
+def training(size: int, saves: int, rollout_s: float, top: Path) -> dict[str, float]:
+    """Seconds that a save adds to a run of rollouts and updates, by how it is made; each run is timed as a whole."""
+    steps, state = 3 * saves, State.of(size, 64)
+    walls: dict[str, list[float]] = {"none": [], "waits": [], "copies": [], "behind": []}
+    for number in range(3):
+        for how in random.Random(number).sample(sorted(walls), len(walls)):
+            directory = top / f"training-{number}-{how}"
+            _settle()
+            walls[how].append(_run(state, directory, how, steps, rollout_s))
+            shutil.rmtree(directory, ignore_errors=True)
+    alone = statistics.median(walls.pop("none"))
+    return {how: (statistics.median(wall) - alone) / saves for how, wall in walls.items()}
+
+
+def _run(state: State, directory: Path, how: str, steps: int, rollout_s: float) -> float:
+    import ms_resume
+    from ms_resume.framework.group import Solo
+    from ms_resume.state import Arrays
+
+    matrix = np.ones((512, 512), np.float32)
+    with ms_resume.Checkpointer(
+        directory,
+        policy=Arrays(state.weights),
+        optimizer=Arrays({**state.weights, **state.moments}),
+        steps_per_epoch=1 << 20,
+        settings=ms_resume.Settings(heartbeat_s=0, keep_last=2),
+        group=Solo(),
+        say=lambda text: None,
+    ) as checkpointer:
+        checkpointer.start(resume=False)
+        began = time.perf_counter()
+        for step in range(1, steps + 1):
+            if step % 3 == 0 and how != "none":
+                (checkpointer.save if how == "waits" else checkpointer.begin)(0, step)
+                if how == "copies":
+                    checkpointer.fence()
+            until = time.perf_counter() + rollout_s
+            while time.perf_counter() < until:  # a rollout: this process computes, and mostly waits for a device
+                matrix @ matrix
+                time.sleep(0.02)
+            checkpointer.fence()
+            for array in (*state.weights.values(), *state.moments.values()):
+                array += 1e-6
+        return time.perf_counter() - began
+
+
+def _settle() -> None:
+    """What others left for the disk to do is done; the peak of memory is counted anew."""
+    os.sync()
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def _memory(field: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def _sync(directory: Path) -> None:
+    """Every file and directory: what the tool synced itself costs nothing again."""
+    for path in (directory, *directory.rglob("*")):
+        with contextlib.suppress(FileNotFoundError):  # our own retention goes on in the background
+            fd = os.open(path, os.O_RDONLY)
+            os.fsync(fd)
+            os.close(fd)
+
+
+def _bytes_in(directory: Path) -> int:
+    return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file() and not path.is_symlink())
+
+
+def _empty(directory: Path) -> None:
+    for path in directory.iterdir():
+        if path.name == "orbax":  # its manager is open: it keeps the directory, and nothing else
+            for step in path.iterdir():
+                shutil.rmtree(step, ignore_errors=True)
+        elif path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def table(size: int, tensors: int, found: list[Measured]) -> Table:
+    """Medians and minima in seconds; ratios are of medians, higher is better."""
+    shown = Table(title=f"{size / 2**20:g} MiB in {tensors} tensors")
+    for heading in ("save", "blocked (min) s", "s/GiB", "durable (min) s", "of raw", "memory / bytes"):
+        shown.add_column(heading, justify="left" if heading == "save" else "right")
+    raw = next((statistics.median(m.durable) for m in found if m.name == RAW and m.durable), None)
+    for m in found:
+        if m.skipped or not m.blocked:
+            shown.add_row(m.name, m.skipped or "-", *[""] * 4)
+            continue
+        blocked = statistics.median(m.blocked)
+        durable = statistics.median(m.durable) if m.durable else None
+        shown.add_row(
+            m.name,
+            f"{blocked:.4f} ({min(m.blocked):.4f})",
+            f"{blocked / (size / 2**30):.4f}",
+            f"{durable:.3f} ({min(m.durable):.3f})" if durable else "-",
+            f"{raw / durable:.2f}" if raw and durable else "",
+            f"{m.peak_bytes / size:.2f}",
+        )
+    return shown
+
+
+def versions() -> dict[str, str]:
+    names = ("ms_resume", "numpy", "mindspore", "torch", "safetensors", "torchsnapshot", "orbax-checkpoint")
+    found = {"python": platform.python_version(), "kernel": platform.release(), "cores": str(os.cpu_count())}
+    for name in names:
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="bench_save.py", description=__doc__.splitlines()[0])
+    parser.add_argument("--sizes", default="16M,256M,1G,4G", help="bytes on the disk of one save (16M,256M,1G,4G)")
+    parser.add_argument("--tensors", default="64,2048", help="few large, or many small ones (64,2048)")
+    parser.add_argument("--rounds", type=int, default=0, help="of each row (9 up to 1G, 3 above)")
+    parser.add_argument("--only", default="", metavar="TEXT", help="rows whose name contains this")
+    parser.add_argument("--directory", type=Path, help="on the disk that is measured (a temporary one)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="all numbers")
+    parser.add_argument("--no-training", action="store_true", help="leaves out what a save adds to training")
+    arguments = parser.parse_args()
+    results: dict[str, Any] = {"versions": versions(), "saves": [], "training": []}
+    console = Console(width=130)
+    for text in arguments.sizes.split(","):
+        size = int(text[:-1]) * UNITS[text[-1]]
+        for tensors in map(int, arguments.tensors.split(",")):
+            with tempfile.TemporaryDirectory(dir=arguments.directory) as top:
+                rounds = arguments.rounds or (9 if size <= 1 << 30 else 3)
+                found = measure(size, tensors, rounds, Path(top), arguments.only)
+            results["saves"].append({"bytes": size, "tensors": tensors, "rows": [asdict(m) for m in found]})
+            console.print(table(size, tensors, found))
+        if not arguments.no_training and size <= 1 << 30:
+            with tempfile.TemporaryDirectory(dir=arguments.directory) as top:
+                added = training(size, 4, 0.5 + size / 2**30, Path(top))
+            results["training"].append({"bytes": size, "added_s": added})
+            said = ", ".join(f"{how} {seconds:.4f} s" for how, seconds in added.items())
+            console.print(f"a save of {text} adds to training: {said}")
+    if arguments.json:
+        arguments.json.write_text(json.dumps(results, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
