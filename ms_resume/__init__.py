@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from ms_resume.resume.checkpointer import Checkpointer
     from ms_resume.resume.components.fields import Fields
     from ms_resume.resume.components.randomness import Randomness
+    from ms_resume.resume.schedule import Schedule
     from ms_resume.settings import Settings
     from ms_resume.state import Component
 
@@ -25,6 +26,7 @@ _HOMES = {
     "MsResumeError": "ms_resume.errors",
     "Position": "ms_resume.records",
     "Randomness": "ms_resume.resume.components.randomness",
+    "Schedule": "ms_resume.resume.schedule",
     "Settings": "ms_resume.settings",
 }
 
@@ -35,6 +37,7 @@ __all__ = [
     "MsResumeError",
     "Position",
     "Randomness",
+    "Schedule",
     "Settings",
     "__version__",
 ]

@@ -110,9 +110,8 @@ def cast(writer: Writer, vote: Vote) -> None:
     publish(writer, names.vote(writer.save, vote.position, writer.rank), [votes.encode(vote)])
 
 
-def publish(writer: Writer, path: Path, chunks: Iterable[atomic.Chunk]) -> None:
+def publish(writer: Writer, path: Path, content: atomic.Content) -> None:
     """Gives a vote or payload its name. What workers of older attempts, slow to die, put in the way is cleared."""
-    content = list(chunks)
     for _ in range(_PATIENCE):
         atomic.make_dirs(path.parent)
         assert_owner(writer)

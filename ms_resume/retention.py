@@ -6,9 +6,11 @@ payloads, and only those whose header carries the attempt that the deleted vote 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ms_resume import ownership, removal
 from ms_resume.errors import Damaged
@@ -22,44 +24,77 @@ NEVER_FEWER_THAN = 2
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """One position of ours as retention sees it: `live` and complete, torn, or abandoned."""
+    """One position of ours as retention sees it: `live` and complete, `weights` (complete, but not for a resume), torn,
+    or abandoned."""
 
     position: Position
     state: str
     attempt: str | None = None
+    global_step: int = 0
+    metrics: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def complete(self) -> bool:
         return self.state == "live"
 
 
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """Which complete checkpoints stay: the `last` ones, those whose global step `every` divides, and the best by a
+    metric, given as `max:reward` or `min:val_loss`. 0 and the empty string ask for nothing."""
+
+    last: int
+    every: int = 0
+    best: str = ""
+
+
+def wanted(standing: Sequence[Standing], keep: Keep) -> set[Position]:
+    """The complete positions that stay beside the last ones. Of equally good ones the newest; one without the metric,
+    or with one that is no number, is not the best."""
+    complete = [entry for entry in _by_position(standing) if entry.complete]
+    found = {entry.position for entry in complete if keep.every and entry.global_step % keep.every == 0}
+    direction, _, name = keep.best.partition(":")
+    rated = [(value, entry.position) for entry in complete if (value := _number(entry.metrics.get(name))) is not None]
+    if rated and name:
+        best = max(value if direction == "max" else -value for value, _ in rated)
+        found.add(max(position for value, position in rated if (value if direction == "max" else -value) == best))
+    return found
+
+
+def _number(value: object) -> float | None:
+    return float(value) if isinstance(value, (int, float)) and not math.isnan(value) else None
+
+
 def removable(standing: Sequence[Standing], *, keep_last: int, protected: Collection[Position] = ()) -> list[Position]:
     """The positions that may go, oldest first.
 
     Args:
-        keep_last: How many complete ones stay; 1 counts as 2, 0 or less keeps all. Torn ones do not count.
-        protected: Pinned, or named by a `meta.json`.
+        keep_last: How many complete ones stay, and as many of weights alone; 1 counts as 2, 0 or less keeps all. Torn
+            ones do not count.
+        protected: Pinned, named by a `meta.json`, or `wanted`.
     """
+    keep = max(keep_last, NEVER_FEWER_THAN) if keep_last > 0 else len(standing)
+    surplus = sorted((entry.position for entry in standing if entry.state == "weights"), reverse=True)[keep:]
     complete = sorted((entry.position for entry in standing if entry.complete), reverse=True)
     if len(complete) < NEVER_FEWER_THAN:
-        return []
-    keep = max(keep_last, NEVER_FEWER_THAN) if keep_last > 0 else len(complete)
+        return sorted(set(surplus) - set(protected))
     oldest_kept = complete[:keep][-1]
     newest_of = {entry.attempt: entry.position for entry in _by_position(standing) if entry.complete}
     return [
         entry.position
         for entry in _by_position(standing)
         if entry.position not in protected
-        and (entry.position < oldest_kept or (entry.state == "torn" and _before(entry, newest_of)))
+        and (entry.position < oldest_kept or entry.position in surplus or _is_garbage(entry, newest_of))
     ]
 
 
-def sweep(writer: Writer, surveyed: Survey, keep_last: int) -> list[Position]:
+def sweep(writer: Writer, surveyed: Survey, keep: Keep) -> list[Position]:
     """Rank 0: takes what `removable` names out of the checkpoints, and returns those positions. Deletes no payload."""
     verdicts = {p: ours.judge(surveyed, p) for p in surveyed.positions if ours.claims(surveyed, p)}
     complete = [position for position, verdict in verdicts.items() if isinstance(verdict, Checkpoint)]
     standing = [_standing(position, verdict) for position, verdict in verdicts.items()]
-    gone = removable(standing, keep_last=keep_last, protected=_protected(writer.save, surveyed))
+    protected = _protected(writer.save, surveyed) | wanted(standing, keep)
+    gone = removable(standing, keep_last=keep.last, protected=protected)
     gone = [p for p in gone if p in surveyed.voted or p not in surveyed.deleted]
     for position in complete if gone else ():
         if position not in gone:  # what retention relies on, whoever made it
@@ -118,15 +153,17 @@ def _by_position(standing: Iterable[Standing]) -> list[Standing]:
     return sorted(standing, key=lambda entry: entry.position)
 
 
-def _before(entry: Standing, newest_of: Mapping[str | None, Position]) -> bool:
-    """A torn position that its own attempt has left behind is garbage; one ahead of it may be a save under way."""
+def _is_garbage(entry: Standing, newest_of: Mapping[str | None, Position]) -> bool:
+    """A torn position that its own attempt has left behind is; one ahead of it may be a save under way."""
     newest = newest_of.get(entry.attempt)
-    return entry.attempt is not None and newest is not None and entry.position < newest
+    return entry.state == "torn" and entry.attempt is not None and newest is not None and entry.position < newest
 
 
 def _standing(position: Position, verdict: Checkpoint | Rejection) -> Standing:
     if isinstance(verdict, Checkpoint):
-        return Standing(position, "live", verdict.attempt)
+        vote = verdict.votes[0]
+        state = "live" if vote.file("optimizer") else "weights"
+        return Standing(position, state, verdict.attempt, vote.global_step, vote.metrics)
     return Standing(position, verdict.kind, verdict.attempt)
 
 

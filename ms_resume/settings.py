@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -24,6 +25,12 @@ class Settings:
     keep_last: int = 5
     """Complete checkpoints that retention leaves; below 2 counts as 2, 0 or less keeps all."""
 
+    keep_every: int = 0
+    """Complete checkpoints whose global step it divides stay as well; 0 asks for none."""
+
+    keep_best: str = ""
+    """The best complete checkpoint by a metric of its save stays as well: `max:reward`, `min:val_loss`."""
+
     save_format: str = "safetensors"
     """`safetensors`, or `ckpt` for policy, optimizer and ref payloads that MindSpore writes with a CRC."""
 
@@ -37,10 +44,34 @@ class Settings:
     heartbeat_s: float = 5.0
     """How often the owner of a save directory moves its heartbeat, in seconds; 0 leaves it out."""
 
+    save_optimizer: bool = True
+    """Without it saves are of weights alone: a resume passes them over, only a warm start takes them."""
+
+    staging: bool = True
+    """Whether saves go through a host copy of policy and optimizer, allocated once. Without it training waits for the
+    disk, and the memory is saved."""
+
+    when_busy: str = "wait"
+    """What a save does that begins while another one is under way: `wait` for it, or `skip`, on all ranks."""
+
+    fence_check: int = 16
+    """Before a fence opens, one tensor in so many is compared with its copy, others each time; 1 compares all, 0 none.
+    What has changed too early is an error."""
+
+    verify_after_save: int = 0
+    """Every so many saves what is on the disk is read back and compared before it counts; 1 each time, 0 never."""
+
+    save_timeout_s: float = 1800.0
+    """After so many seconds a save that is waited for, and still under way, is reported."""
+
     label: str = ""
     """A name for people, written into the attempt record; never used to tell attempts apart."""
 
     def __post_init__(self) -> None:
+        if self.keep_best and not re.fullmatch(r"(max|min):.+", self.keep_best):
+            raise UsageError(f"keep_best is {self.keep_best!r}", hint="use 'max:METRIC' or 'min:METRIC'")
+        if self.when_busy not in ("wait", "skip"):
+            raise UsageError(f"MS_RESUME_WHEN_BUSY is {self.when_busy!r}", hint="use 'wait' or 'skip'")
         if self.save_format not in ("safetensors", "ckpt"):
             raise UsageError(f"save format {self.save_format!r} is not known", hint="use 'safetensors' or 'ckpt'")
 
@@ -64,10 +95,13 @@ def from_environment(environ: Mapping[str, str] = os.environ, **overrides: Any) 
     return Settings(**{**values, **overrides})
 
 
+_YES_OR_NO = {"1": True, "true": True, "0": False, "false": False}
+
+
 def _parse(name: str, raw: str, kind: type) -> Any:
     try:
-        return kind(raw)
-    except ValueError:
+        return _YES_OR_NO[raw.lower()] if kind is bool else kind(raw)
+    except (ValueError, KeyError):
         raise UsageError(
             f"{PREFIX}{name.upper()} is {raw!r}, expected a value of type {kind.__name__}",
             hint=f"unset {PREFIX}{name.upper()} or correct it",

@@ -40,8 +40,9 @@ class HostTensor:
 class Tensors(Protocol):
     """Named tensors of one role that training works on."""
 
-    def read(self) -> dict[str, HostTensor]:
-        """The values now. A view that the next update may change; whoever keeps it longer copies it."""
+    def read(self, name: str) -> HostTensor:
+        """The value now. A view that the next update may change; whoever keeps it longer copies it. Called from any
+        thread."""
 
     def infos(self) -> dict[str, TensorInfo]:
         """Their dtypes and shapes, without a copy of what a device holds."""
@@ -66,11 +67,11 @@ class Component(Protocol):
 class Arrays(dict[str, "NDArray[Any]"]):
     """NumPy arrays as a role: for trainers without MindSpore, and for tests."""
 
-    def read(self) -> dict[str, HostTensor]:
-        return {name: from_array(array) for name, array in self.items()}
+    def read(self, name: str) -> HostTensor:
+        return from_array(self[name])
 
     def infos(self) -> dict[str, TensorInfo]:
-        return infos(self.read())
+        return {name: TensorInfo(_dtype(array), _shape(array)) for name, array in self.items()}
 
     def place(self, name: str, value: HostTensor) -> None:
         self[name][...] = to_array(value)
@@ -80,12 +81,20 @@ def from_array(array: NDArray[Any]) -> HostTensor:
     """A view where the array is contiguous, a copy otherwise."""
     import numpy as np
 
-    shape = tuple(int(size) for size in array.shape)
-    if array.dtype.name not in _DTYPES:
-        raise UsageError(f"an array of dtype {array.dtype} cannot be saved", hint="convert it to numbers or booleans")
+    dtype = _dtype(array)
     flat = np.ascontiguousarray(array.astype(array.dtype.newbyteorder("<"), copy=False)).reshape(-1)
     data = flat.view(np.uint8).data if flat.size else memoryview(b"")
-    return HostTensor(_DTYPES[array.dtype.name], shape, data)
+    return HostTensor(dtype, _shape(array), data)
+
+
+def _dtype(array: NDArray[Any]) -> str:
+    if array.dtype.name not in _DTYPES:
+        raise UsageError(f"an array of dtype {array.dtype} cannot be saved", hint="convert it to numbers or booleans")
+    return _DTYPES[array.dtype.name]
+
+
+def _shape(array: NDArray[Any]) -> tuple[int, ...]:
+    return tuple(int(size) for size in array.shape)
 
 
 def to_array(value: HostTensor) -> NDArray[Any]:
@@ -98,6 +107,11 @@ def to_array(value: HostTensor) -> NDArray[Any]:
 def scalar(value: int) -> HostTensor:
     """A 0-d int64, the form in which MindRLHF stores a position."""
     return HostTensor("I64", (), memoryview(value.to_bytes(8, "little", signed=True)))
+
+
+def read_all(tensors: Tensors) -> dict[str, HostTensor]:
+    """Every tensor of a role, by name."""
+    return {name: tensors.read(name) for name in tensors.infos()}
 
 
 def infos(tensors: Mapping[str, HostTensor]) -> dict[str, TensorInfo]:

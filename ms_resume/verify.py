@@ -8,7 +8,7 @@ Pure reader. Loading checks digests again, on the bytes it places.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,8 @@ from typing import Any
 from ms_resume.errors import Damaged
 from ms_resume.layouts import mindrlhf
 from ms_resume.ondisk import ckpt, payload
+from ms_resume.progress import Progress
 from ms_resume.records import Checkpoint, Found, Payload, Rejection
-
-Progress = Callable[[int], None]
-"""Called with the number of bytes just read."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from ms_resume import ownership, write
 from ms_resume.layouts import survey
 from ms_resume.ondisk import atomic, attempts, names, votes
 from ms_resume.records import Attempt, Origin, Position, Vote, Writer
-from ms_resume.state import Arrays, scalar
+from ms_resume.state import Arrays, read_all, scalar
 
 ABOUT = {
     "steps_per_epoch": 1000,
@@ -36,13 +36,13 @@ def writer(save: Path, attempt: Attempt, rank: int = 0) -> Writer:
 
 def snapshot(at: str, *, value: float = 1.0, ref: float = 1.0, file_format: str = "safetensors") -> write.Snapshot:
     position = Position.parse(at)
-    policy = Arrays(w=np.full((2, 3), value, np.float32)).read()
+    policy = read_all(Arrays(w=np.full((2, 3), value, np.float32)))
     optimizer = Arrays({"w": np.full((2, 3), value, np.float32), "adam_m.w": np.zeros((2, 3), np.float32)})
     numbers = {"epoch_num": scalar(position.epoch), "step_num": scalar(position.step)}
     roles = {
         "policy": {**policy, **numbers},
-        "optimizer": optimizer.read(),
-        "ref": Arrays(w=np.full((2, 3), ref, np.float32)).read(),
+        "optimizer": read_all(optimizer),
+        "ref": read_all(Arrays(w=np.full((2, 3), ref, np.float32))),
         "state": {"global_step": scalar(position.step)},
     }
     return write.Snapshot(position, position.step, roles, {}, file_format)

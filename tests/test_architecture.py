@@ -26,7 +26,7 @@ PACKAGE = Path(ms_resume.__file__).parent
 LAYERS = (
     ("errors",),
     ("records",),
-    ("settings", "state", "strategies"),
+    ("progress", "settings", "state", "strategies"),
     ("ondisk",),
     ("framework",),
     ("layouts",),
@@ -49,12 +49,14 @@ PUBLIC = [
     "MsResumeError",
     "Position",
     "Randomness",
+    "Schedule",
     "Settings",
     "__version__",
 ]
 
 MAY_WRITE = {
     "ms_resume.ondisk.atomic": "the one door",
+    "ms_resume.ondisk.direct": "its way for large files",
     "ms_resume.cli": "opens /dev/null, so that the interpreter's last flush into a closed pipe is quiet",
 }
 

@@ -10,7 +10,7 @@ import pytest
 from ms_resume.errors import Damaged
 from ms_resume.ondisk import ckpt
 from ms_resume.records import TensorInfo
-from ms_resume.state import Arrays, infos
+from ms_resume.state import Arrays, infos, read_all
 
 BY_MINDSPORE = bytes.fromhex(
     "0a320a076d6f64656c2e771227080208031207466c6f617433321a18000000000000803f0000004000004040000080400000a040"
@@ -69,7 +69,7 @@ def test_every_dtype_goes_there_and_back(tmp_path: Path) -> None:
     kinds = [f"{sign}int{width}" for sign in ("", "u") for width in (8, 16, 32, 64)]
     arrays = Arrays({k: np.array([[0, 1], [1, 0]]).astype(k) for k in (*kinds, "bool", "float16", "float64")})
     arrays["empty"] = np.zeros((0, 3), np.float32)
-    tensors, path = arrays.read(), tmp_path / "a.ckpt"
+    tensors, path = read_all(arrays), tmp_path / "a.ckpt"
     path.write_bytes(b"".join(ckpt.encode((n, infos(tensors)[n], t.data) for n, t in tensors.items())))
 
     contents = ckpt.read(path)
@@ -82,12 +82,12 @@ def test_a_large_tensor_is_written_in_slices(tmp_path: Path, monkeypatch: pytest
     """Records of one tag, each with the whole shape, are one tensor again."""
     monkeypatch.setattr(ckpt, "SLICE_BYTES", 10)
     array, path = Arrays(w=np.arange(9, dtype=np.float32)), tmp_path / "a.ckpt"
-    path.write_bytes(b"".join(ckpt.encode((n, t.info, t.data) for n, t in array.read().items())))
+    path.write_bytes(b"".join(ckpt.encode((n, t.info, t.data) for n, t in read_all(array).items())))
 
     contents = ckpt.read(path)
 
     assert [length for _, length in contents.pieces["w"]] == [10, 10, 10, 6]
-    assert ckpt.read_tensor(contents, "w") == array.read()["w"].data
+    assert ckpt.read_tensor(contents, "w") == read_all(array)["w"].data
 
 
 def test_a_file_cut_inside_a_record_is_damaged(golden: Path, tmp_path: Path) -> None:

@@ -185,7 +185,7 @@ def superseded_writer(save: Path) -> Writer:
         lambda old: commit.retract(old, Position(0, 10), []),
         lambda old: commit.clear(old, names.payload(old.save, "policy", 0, Position(0, 5))),
         lambda old: commit.record_meta(old, {"policy": names.payload(old.save, "policy", 0, Position(0, 10))}),
-        lambda old: retention.sweep(old, survey.take(old.save), 2),
+        lambda old: retention.sweep(old, survey.take(old.save), retention.Keep(2)),
     ],
 )
 def test_a_superseded_writer_changes_nothing(tmp_path: Path, act: Callable[[Writer], object]) -> None:
@@ -203,7 +203,10 @@ def test_a_superseded_writer_deletes_no_payload(tmp_path: Path) -> None:
     """Retention of its successor has taken positions out: the unlinking is the successor's."""
     old = superseded_writer(tmp_path)
     new = savers.writer(tmp_path, attempts.read_all(tmp_path)[-1])
-    assert [str(position) for position in retention.sweep(new, survey.take(tmp_path), 2)] == ["0_5", "0_10"]
+    assert [str(position) for position in retention.sweep(new, survey.take(tmp_path), retention.Keep(2))] == [
+        "0_5",
+        "0_10",
+    ]
     before = savers.files(tmp_path)
     with pytest.raises(Superseded):
         retention.remove_payloads(old)

@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 from ms_resume.errors import Damaged
 from ms_resume.ondisk import payload
 from ms_resume.records import Position, TensorInfo
-from ms_resume.state import Arrays
+from ms_resume.state import Arrays, read_all
 
 MARK = payload.Mark("000001-0123456789abcdef", Position(0, 10), 1, "policy")
 VALUES = {"cursor": {"samples": 320, "seed": 2**100}, "scale": [1.5, None, True, "\u4e2d"]}
@@ -31,7 +31,7 @@ ARRAYS = Arrays(
 
 
 def encode(arrays: Arrays = ARRAYS, mark: payload.Mark = MARK) -> bytes:
-    tensors = arrays.read()
+    tensors = read_all(arrays)
     placed = payload.lay_out({name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()})
     digests = {name: payload.digest_of(tensor.data) for name, tensor in tensors.items()}
     return payload.header_block(placed, digests, mark, VALUES) + b"".join(tensors[name].data for name in placed)
@@ -61,7 +61,7 @@ def test_a_header_says_again_what_it_was_given(file: Path) -> None:
 
     assert (header.mark, header.values) == (MARK, VALUES)
     assert {name: (info.dtype, info.shape) for name, info in header.tensors.items()} == {
-        name: (tensor.dtype, tensor.shape) for name, tensor in ARRAYS.read().items()
+        name: (tensor.dtype, tensor.shape) for name, tensor in read_all(ARRAYS).items()
     }
     assert header.file_bytes == file.stat().st_size
 
@@ -71,7 +71,7 @@ def test_every_tensor_reads_back_alone(file: Path) -> None:
     header = payload.read_header(file)
 
     with open(file, "rb") as opened:
-        for name, tensor in ARRAYS.read().items():
+        for name, tensor in read_all(ARRAYS).items():
             assert payload.read_tensor(opened, header, name) == tensor.data
 
 
@@ -153,7 +153,7 @@ def test_a_damaged_tensor_is_named(file: Path) -> None:
     with pytest.raises(Damaged, match="tensor 'bias': its bytes have digest") as deep:
         list(payload.check_digests(header))
     with open(file, "rb") as opened:
-        assert payload.read_tensor(opened, header, "weight") == ARRAYS.read()["weight"].data
+        assert payload.read_tensor(opened, header, "weight") == read_all(ARRAYS)["weight"].data
         with pytest.raises(Damaged) as read:
             payload.read_tensor(opened, header, "bias")
     assert deep.value.fields["tensor"] == read.value.fields["tensor"] == "bias"

@@ -145,7 +145,7 @@ def test_retention_that_was_cut_short_goes_on(tmp_path: Path) -> None:
     oldest = names.vote_dir(tmp_path, P("0_1"))
     atomic.put_aside(oldest, names.retired(oldest, who.attempt.attempt))
     removal.put_back(tmp_path)
-    retention.sweep(who, survey.take(tmp_path), 2)
+    retention.sweep(who, survey.take(tmp_path), retention.Keep(2))
 
     assert sorted(path.name for path in names.commits(tmp_path).glob("0_*") if "deleted" not in path.name) == [
         "0_2",

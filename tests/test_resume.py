@@ -470,6 +470,7 @@ def test_retention_that_fails_is_a_warning(
         with monkeypatch.context() as patched:
             patched.setattr(retention, "sweep", fail)
             checkpointer.save(0, 5)
+            checkpointer._saver.rest()
         return me.said
 
     assert one_rank(tmp_path, act)[1:] == [f"ms_resume: warning: retention: {said}"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shutil
@@ -14,21 +15,21 @@ import stock_trees
 from runs import tiny_run
 
 import ms_resume
-from ms_resume import locate, retention
+from ms_resume import locate, retention, write
 from ms_resume.layouts import survey
-from ms_resume.ondisk import names
+from ms_resume.ondisk import attempts, names
 from ms_resume.records import Checkpoint, Position, Vote, Writer
-from ms_resume.retention import Standing, removable
+from ms_resume.retention import Keep, Standing, removable, wanted
 
 P = Position.parse
 
 
 def positions(have: str) -> list[Standing]:
-    """`5` live, `5!` torn, `5~` abandoned, `5?` damaged; all of attempt 1, or of attempt 2 with a `b` behind."""
-    states = {"": "live", "!": "torn", "~": "abandoned", "?": "damaged"}
+    """`5` live, `5w` weights alone, `5!` torn, `5~` abandoned, `5?` damaged; of attempt 1, or 2 with a `b` behind."""
+    states = {"": "live", "w": "weights", "!": "torn", "~": "abandoned", "?": "damaged"}
     standing = []
     for entry in have.split():
-        match = re.fullmatch(r"(\d+)([!~?]?)(b?)", entry)
+        match = re.fullmatch(r"(\d+)([w!~?]?)(b?)", entry)
         assert match
         standing.append(Standing(Position(0, int(match[1])), states[match[2]], match[3] or "a"))
     return standing
@@ -59,6 +60,11 @@ def positions(have: str) -> list[Standing]:
         ("100 200 300 400", 2, "100 200", []),
         ("50! 100", 2, "", []),  # below two complete ones nothing goes
         ("200! 100~ 50~", 2, "", []),
+        ("100 200 300w 400w", 2, "", []),  # they evict nothing that a resume can take
+        ("100w 200w 300w", 2, "", [100]),
+        ("100w 200w 300w", 2, "100", []),
+        ("100 200w 300 400w 500w", 2, "", [200]),
+        ("50w 100 200", 2, "", [50]),
     ],
 )  # fmt: skip  # one row per case
 def test_removable(have: str, keep_last: int, kept: str, gone: list[int]) -> None:
@@ -69,12 +75,57 @@ def test_removable(have: str, keep_last: int, kept: str, gone: list[int]) -> Non
     assert [p.step for p in removed] == gone
 
 
+@pytest.mark.parametrize(
+    ("keep", "kept"),
+    [
+        (Keep(2), []),
+        (Keep(2, every=20), [2, 4, 6]),
+        (Keep(2, every=1000), []),
+        (Keep(2, best="max:reward"), [4]),  # of equal ones the newest
+        (Keep(2, best="min:reward"), [1]),
+        (Keep(2, best="max:loss"), [6]),  # a NaN is not the best
+        (Keep(2, best="min:loss"), [6]),
+        (Keep(2, best="max:unheard_of"), []),
+        (Keep(2, best="max:name"), []),
+        (Keep(2, every=30, best="max:reward"), [3, 4, 6]),
+    ],
+)  # fmt: skip  # one row per case
+def test_wanted(keep: Keep, kept: list[int]) -> None:
+    """Of what is complete; the torn one would be the best."""
+    rewards = {1: 0.1, 2: 0.9, 3: 0.5, 4: 0.9, 5: 2.0, 6: 0.3}
+    loss = {5: -1.0, 6: 0.2, 1: math.nan}
+    standing = [
+        Standing(Position(0, n), "torn" if n == 5 else "live", "a", 10 * n, {"reward": r, "name": "x"} | extra)
+        for n, r in rewards.items()
+        for extra in [{"loss": loss[n]} if n in loss else {}]
+    ]
+
+    assert sorted(p.step for p in wanted(standing, keep)) == kept
+
+
+def test_the_best_and_every_tenth_stay(tmp_path: Path) -> None:
+    """By what the votes say: across restarts, too."""
+    for number, reward in enumerate((0.5, 0.9, 0.1, 0.2, 0.3, 0.4), start=1):
+        who = savers.writer(
+            tmp_path, savers.open_attempt(tmp_path, f"0_{number - 1}" if number > 1 else "", by=_last(tmp_path))
+        )
+        write.save(who, savers.snapshot(f"0_{number}"), {**savers.ABOUT, "metrics": {"reward": reward}}, None)
+        retention.sweep(who, survey.take(tmp_path), Keep(2, every=4, best="max:reward"))
+
+    assert complete(tmp_path) == ["0_6", "0_5", "0_4", "0_2"]
+
+
+def _last(save: Path) -> str | None:
+    records = attempts.read_all(save) if save.exists() else []
+    return records[-1].attempt if records else None
+
+
 def complete(save: Path) -> list[str]:
     return [str(v.position) for v in locate.every(save) if isinstance(v, Checkpoint)]
 
 
 def tidy(*writers: Writer, keep_last: int = 2) -> None:
-    retention.sweep(writers[0], survey.take(writers[0].save), keep_last)
+    retention.sweep(writers[0], survey.take(writers[0].save), Keep(keep_last))
     for who in writers:
         retention.remove_payloads(who)
 
@@ -219,7 +270,7 @@ def test_the_votes_that_stay_are_synced_before_one_goes(tmp_path: Path, monkeypa
 
     monkeypatch.setattr(atomic, "sync_dir", sync_dir)
     monkeypatch.setattr(atomic, "put_aside", put_aside)
-    retention.sweep(who, survey.take(tmp_path), 2)
+    retention.sweep(who, survey.take(tmp_path), Keep(2))
 
     assert seen == ["0_3", "0_2", "aside 0_1", "commits"]
 
@@ -227,7 +278,7 @@ def test_the_votes_that_stay_are_synced_before_one_goes(tmp_path: Path, monkeypa
 def test_a_position_saved_again_after_it_was_deleted(tmp_path: Path) -> None:
     """A kill left the old directory there: the new checkpoint counts, and retention can delete it in its turn."""
     first = saved(tmp_path, (1, 2, 3))
-    retention.sweep(first, survey.take(tmp_path), 2)  # killed before the payloads of 0_1 were unlinked
+    retention.sweep(first, survey.take(tmp_path), Keep(2))  # killed before the payloads of 0_1 were unlinked
     second = savers.writer(tmp_path, savers.open_attempt(tmp_path))
     saved(tmp_path, (1,), second)
     alone = complete(tmp_path)

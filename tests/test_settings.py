@@ -31,12 +31,23 @@ def test_the_environment_is_read_by_name_and_type() -> None:
 
 @pytest.mark.parametrize(
     ("name", "value", "kind"),
-    [("KEEP_LAST", "many", "int"), ("KEEP_LAST", "2.5", "int"), ("HEARTBEAT_S", "5s", "float")],
+    [
+        ("KEEP_LAST", "many", "int"),
+        ("KEEP_LAST", "2.5", "int"),
+        ("HEARTBEAT_S", "5s", "float"),
+        ("STAGING", "no", "bool"),
+    ],
 )
 def test_a_value_of_the_wrong_type(name: str, value: str, kind: str) -> None:
     """The message names variable, value, and type."""
     with pytest.raises(UsageError, match=f"MS_RESUME_{name} is '{value}', expected a value of type {kind}"):
         from_environment({f"MS_RESUME_{name}": value})
+
+
+@pytest.mark.parametrize(("value", "meant"), [("0", False), ("1", True), ("false", False), ("True", True)])
+def test_yes_and_no(value: str, meant: bool) -> None:
+    """Text that is not empty is not simply true."""
+    assert from_environment({"MS_RESUME_STAGING": value}).staging is meant
 
 
 def test_an_unknown_save_format() -> None:
@@ -47,6 +58,6 @@ def test_an_unknown_save_format() -> None:
 
 def test_every_knob_has_a_default_and_is_frozen() -> None:
     """A running job's settings do not move under it."""
-    assert all(type(field.default) in (int, float, str) for field in fields(Settings))
+    assert all(type(field.default) in (bool, int, float, str) for field in fields(Settings))
     with pytest.raises(FrozenInstanceError):
         Settings().keep_last = 1  # type: ignore[misc]

@@ -17,7 +17,7 @@ from ms_resume import commit, locate
 from ms_resume.errors import DiskError
 from ms_resume.ondisk import ckpt, names, payload
 from ms_resume.records import Position
-from ms_resume.state import Arrays
+from ms_resume.state import Arrays, read_all
 
 SETTINGS = ms_resume.Settings(keep_last=2, heartbeat_s=0)
 
@@ -97,8 +97,9 @@ def test_a_reference_that_does_not_stand_is_written(tmp_path: Path, harm: str) -
     assert second.file("ref").path.endswith("-0_2.safetensors")  # type: ignore[union-attr]
 
 
-def test_a_reference_that_vanishes_during_the_save_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is looked at again before the vote."""
+def test_a_reference_that_vanishes_during_the_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is looked at again before the vote; live memory is not, because training may have gone on. The next save
+    writes it."""
     from ms_resume.write import files
 
     who = savers.writer(tmp_path, savers.open_attempt(tmp_path))
@@ -110,7 +111,11 @@ def test_a_reference_that_vanishes_during_the_save_is_written(tmp_path: Path, mo
         names.payload(tmp_path, "ref", 0, Position(0, 1)).unlink()
         return found
 
-    monkeypatch.setattr(files, "unchanged_reference", look_and_lose)
+    with monkeypatch.context() as patched:
+        patched.setattr(files, "unchanged_reference", look_and_lose)
+        with pytest.raises(DiskError, match="went away"):
+            savers.save(who, "0_2", first)
+    assert not names.payload(tmp_path, "policy", 0, Position(0, 2)).exists()
     second = savers.save(who, "0_2", first)
 
     assert second.file("ref").path.endswith("-0_2.safetensors")  # type: ignore[union-attr]
@@ -174,7 +179,7 @@ def test_odd_tensors_survive(tmp_path: Path) -> None:
         **{name: np.ones(3, name) for name in ("int8", "uint16", "int32", "uint64", "float16")},
     }  # fmt: skip  # one line per kind
     taken = savers.snapshot("0_1")
-    taken = replace(taken, roles={**taken.roles, "ref": Arrays(arrays).read()})
+    taken = replace(taken, held={**taken.held, "ref": read_all(Arrays(arrays))})
     ms_resume_write(savers.writer(tmp_path, savers.open_attempt(tmp_path)), taken)
     path = names.payload(tmp_path, "ref", 0, Position(0, 1))
     header = payload.read_header(path)
@@ -207,3 +212,55 @@ def test_a_read_that_fails_ends_a_save_as_a_write_does(tmp_path: Path, monkeypat
 
     assert savers.files(tmp_path) == before
     savers.save(who, "0_2")
+
+
+@pytest.mark.parametrize(("field", "said"), [("f_bavail", "MiB are free"), ("f_favail", "inodes, 0 are free")])
+def test_too_little_room_is_known_before_anything_is_touched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, field: str, said: str
+) -> None:
+    """Neither the vote that stands at the position nor anything else."""
+    from types import SimpleNamespace
+
+    first = savers.writer(tmp_path, savers.open_attempt(tmp_path))
+    savers.save(first, "0_1")
+    savers.save(first, "0_2")
+    who = savers.writer(tmp_path, savers.open_attempt(tmp_path, "0_1", by=first.attempt.attempt))
+    before, real = savers.files(tmp_path), os.statvfs(tmp_path)
+    found = {name: getattr(real, name) for name in ("f_bavail", "f_frsize", "f_files", "f_favail")} | {field: 0}
+    monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(**found))
+    with pytest.raises(DiskError, match=said):
+        savers.save(who, "0_2")
+
+    assert savers.files(tmp_path) == before
+
+
+@pytest.mark.parametrize("file_format", ["safetensors", "ckpt"])
+@pytest.mark.parametrize("where", ["header", "data", "end"])
+def test_what_the_disk_changes_does_not_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file_format: str, where: str
+) -> None:
+    """One bit of what is read back, or the last byte: the save fails and leaves nothing; without harm it counts."""
+    from dataclasses import replace
+
+    from ms_resume.ondisk import direct
+
+    who = savers.writer(tmp_path, savers.open_attempt(tmp_path))
+    savers.save(who, "0_1")
+    before, real, read = savers.files(tmp_path), direct.read, []
+
+    def damaged(path: Path) -> object:
+        read.append(path)
+        content = bytearray(b"".join(bytes(piece) for piece in real(path)))
+        if path.name.startswith("optimizer"):
+            content[{"header": 20, "data": len(content) - 2, "end": -1}[where]] ^= 1
+        yield memoryview(content[:-1] if where == "end" and path.name.startswith("optimizer") else content)
+
+    taken = replace(savers.snapshot("0_2", file_format=file_format), read_back=True)
+    with monkeypatch.context() as patched:
+        patched.setattr(direct, "read", damaged)
+        with pytest.raises(DiskError, match=r"optimizer.* on the disk, .* was written"):
+            ms_resume_write(who, taken)
+    assert savers.files(tmp_path) == before
+    assert read
+    ms_resume_write(who, taken)
+    assert latest(tmp_path) == "0_2"

@@ -41,6 +41,7 @@ class GRPOTrainer:
     def __init__(self, config: Config, world: World, request: Request) -> None:
         self.config, self.world, self.request = config, world, request
         self.on_phase: list[PhaseHook] = []
+        self._wishes = 0.0
         dataset_file = self._dataset_file()
         self.held_out = data.read_all(data.held_out_file(dataset_file))
         self._build_nets(self.held_out.tokens.shape[1])
@@ -67,13 +68,13 @@ class GRPOTrainer:
         self._report_accuracy()
 
     def _train(self, first: ms_resume.Position) -> None:
-        epochs, interval = self.config.rl_config.epochs, self.config.rl_config.save_ckpt_interval
+        epochs = self.config.rl_config.epochs
         if first.epoch >= epochs and self.world.is_first:
             print(f"nothing left to train: the run ended at {first}", flush=True)
         for epoch in range(first.epoch, epochs):
             left = range(first.step if epoch == first.epoch else 0, self.stream.steps_per_epoch)
             for prompts, step in zip(self.stream.epoch(), left):  # noqa: B905  # BREAK=data makes them differ
-                if step % interval == 0:
+                if self.checkpointer.due(epoch, step, wishes=self._wishes):
                     self._save(epoch, step)
                 self._train_step(epoch, step, prompts)
         if first.epoch < epochs:
@@ -133,6 +134,7 @@ class GRPOTrainer:
             config=asdict(self.config),
             model_config=asdict(self.config.example_config.model),
             parallel=self.request.parallel,
+            schedule=ms_resume.Schedule(every_steps=rl.save_ckpt_interval, each_epoch=True),
             settings=settings.from_environment(keep_last=rl.save_max_ckpt_num, save_format=rl.save_ckpt_format),
         )
 
@@ -158,12 +160,14 @@ class GRPOTrainer:
             self.metrics.open(directory, tensorboard=board if rl.tensorboard else None)
 
     def _save(self, epoch: int, step: int) -> None:
+        """Behind the rollout of that step: what a step writes is written after the fence."""
         self._announce("save", epoch, step)
-        self.checkpointer.save(epoch, step)
+        self.checkpointer.begin(epoch, step)
 
     def _train_step(self, epoch: int, step: int, prompts: Prompts) -> None:
         self._announce("rollout", epoch, step)
         experience, rewards, right = self._roll_out(prompts)
+        self.checkpointer.fence()
         self._announce("update", epoch, step)
         for _ in range(self.config.rl_config.num_iterations):
             update = self._learner.step(experience)
@@ -188,10 +192,11 @@ class GRPOTrainer:
 
     def _record(self, at: tuple[int, int], ids: Ints, update: Update, mean_reward: float, right: int) -> None:
         """Numbers of all ranks in one message: each rank counts them alike, the first one writes."""
-        own = [update.loss, mean_reward, update.kl, right, *ids.tolist()]
+        own = [update.loss, mean_reward, update.kl, right, self.checkpointer.wish(), *ids.tolist()]
         everyone = self.world.gather(np.array(own, np.float32))
         figures = dict(zip(("loss", "reward", "kl"), everyone[:, :3].mean(axis=0).tolist(), strict=True))
-        all_ids = everyone[:, 4:].astype(int).ravel().tolist()
+        self._wishes = float(everyone[:, 4].sum())
+        all_ids = everyone[:, 5:].astype(int).ravel().tolist()
         samples, all_right = len(all_ids) * self.config.rl_config.num_generations, int(everyone[:, 3].sum())
         line = {"epoch": at[0], "step": at[1], **figures, "right": all_right / samples, "lr": update.lr}
         line |= {"loss_scale": self.scaler.scale, "prompts": all_ids}

@@ -1,35 +1,17 @@
-"""How far a deep check has come: bytes, rate, time left; on standard error, only where that is a terminal."""
+"""How far a deep check has come."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 
+from ms_resume import progress
+from ms_resume.progress import Progress
 from ms_resume.records import Checkpoint
-from ms_resume.verify import Progress
 
 
-@contextmanager
-def shown(checkpoint: Checkpoint) -> Iterator[Progress | None]:
+def shown(checkpoint: Checkpoint) -> AbstractContextManager[Progress | None]:
     """Gives what to call with the number of bytes just read; None where nobody looks."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-    from rich.progress import Progress as Bar
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(binary_units=True),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(f"checking {checkpoint.position}", total=size_bytes(checkpoint))
-        yield lambda count: bar.advance(task, count)
+    return progress.shown(f"checking {checkpoint.position}", size_bytes(checkpoint))
 
 
 def size_bytes(checkpoint: Checkpoint) -> int:

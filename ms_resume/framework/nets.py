@@ -12,7 +12,7 @@ from typing import Any
 from ms_resume.errors import MsResumeError, UsageError
 from ms_resume.ondisk import ckpt
 from ms_resume.records import TensorInfo
-from ms_resume.state import HostTensor, Tensors, from_array, to_array
+from ms_resume.state import Arrays, HostTensor, Tensors, from_array, to_array
 
 
 class Net:
@@ -28,8 +28,8 @@ class Net:
                     hint="give the cells different names, for example with update_parameters_name",
                 )
 
-    def read(self) -> dict[str, HostTensor]:
-        return {name: from_array(parameter.asnumpy()) for name, parameter in self._parameters.items()}
+    def read(self, name: str) -> HostTensor:
+        return from_array(self._parameters[name].asnumpy())
 
     def infos(self) -> dict[str, TensorInfo]:
         return {name: _info(parameter) for name, parameter in self._parameters.items()}
@@ -47,6 +47,10 @@ class Net:
         if address and parameter.device == device and parameter.data_ptr() != address:
             raise MsResumeError(f"{name}: moved while it was loaded, so training would not see the loaded values")
 
+    def holds(self, name: str, other: Net) -> bool:
+        """Whether `other` has the same parameter under that name."""
+        return self._parameters[name] is other._parameters.get(name)
+
     def addresses(self) -> dict[int, str]:
         """Buffer address to name, for finding parameters that two nets share; 0 is no address."""
         held = self._parameters.items()
@@ -56,6 +60,15 @@ class Net:
 def wrap(role: Any) -> Tensors:
     """A role as `Tensors`: what has `read` and `place` as it is, anything else as a MindSpore cell."""
     return role if hasattr(role, "read") and hasattr(role, "place") else Net(role)
+
+
+def shared(policy: Tensors, optimizer: Tensors) -> frozenset[str]:
+    """The names under which both have the same memory: the weights that the optimizer updates."""
+    if isinstance(policy, Net) and isinstance(optimizer, Net):
+        return frozenset(name for name in policy.infos() if policy.holds(name, optimizer))
+    if isinstance(policy, Arrays) and isinstance(optimizer, Arrays):
+        return frozenset(name for name, array in policy.items() if array is optimizer.get(name))
+    return frozenset()
 
 
 def check_separate(policy: Tensors, ref: Tensors | None) -> None:

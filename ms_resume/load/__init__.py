@@ -81,8 +81,8 @@ def _place_role(
 
 
 def _check_held(path: Path, tensors: Tensors, digests: Mapping[str, str]) -> None:
-    for name, value in tensors.read().items():
-        found = payload.digest_of(value.data)
+    for name in tensors.infos():
+        found = payload.digest_of(tensors.read(name).data)
         if found != digests[name]:
             # Not Damaged: the file is right, so going back to older ones would only throw them away.
             raise MsResumeError(

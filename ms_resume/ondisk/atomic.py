@@ -12,12 +12,31 @@ import errno
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Protocol
 
 from ms_resume.errors import DiskError
-from ms_resume.ondisk import names
+from ms_resume.ondisk import direct, names
 
 Chunk = bytes | memoryview
 """Bytes, or a flat view of format `B`."""
+
+
+class Pieces(Protocol):
+    """The content of a file that may be large, and may still be coming to be."""
+
+    @property
+    def size(self) -> int:
+        """In bytes."""
+
+    def pieces(self) -> Iterable[tuple[int, memoryview]]:
+        """Offsets and bytes, in any order. Each call gives all of them again."""
+
+    def wrote(self, count: int) -> None:
+        """Hears from any thread that so many bytes were written."""
+
+
+Content = list[Chunk] | Pieces
+"""Chunks in order, or pieces."""
 
 _AT_FDCWD = -100
 _RENAME_NOREPLACE = 1
@@ -32,19 +51,19 @@ _HINTS = {
 }
 
 
-def publish(path: Path, chunks: Iterable[Chunk], attempt: str) -> None:
+def publish(path: Path, content: Content, attempt: str) -> None:
     """Makes `path` appear whole or not at all, never in the place of another file.
 
     Args:
         path: Its directory exists.
-        chunks: The content, in order; iterated again when the first temp file could not be synced.
+        content: Taken again when the first temp file could not be synced.
         attempt: Goes into the temp file's name.
 
     Raises:
         FileExistsError: Something stands at `path`; it is as it was.
     """
     part = names.part(path, attempt)
-    _write_part(part, list(chunks))
+    _write_part(part, content)
     with _reported(part, "publish"):
         try:
             _place(part, path)
@@ -179,24 +198,27 @@ def writable(path: Path) -> bool:
     return there.is_dir() and os.access(there, os.W_OK | os.X_OK) and not read_only
 
 
-def _write_part(part: Path, chunks: list[Chunk]) -> None:
+def _write_part(part: Path, content: Content) -> None:
     with _reported(part, "write"):
         try:
-            if not _write_and_sync(part, chunks) and not _write_and_sync(part, chunks):
+            if not _write_and_sync(part, content) and not _write_and_sync(part, content):
                 raise OSError(errno.EIO, "fsync failed twice", str(part))
-        except OSError:
+        except BaseException:  # also what the content itself raises while it comes to be
             _discard(part)
             raise
 
 
-def _write_and_sync(part: Path, chunks: list[Chunk]) -> bool:
+def _write_and_sync(part: Path, content: Content) -> bool:
     """False when the sync failed. The kernel drops dirty pages of a failed fsync and reports success on the next call,
     so the file must be written anew, never synced again."""
     part.unlink(missing_ok=True)  # it may be a second link to a published file: truncating it would truncate that one
     fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     try:
-        for chunk in chunks:
-            _write_all(fd, memoryview(chunk))
+        if isinstance(content, list):
+            for chunk in content:
+                _write_all(fd, memoryview(chunk))
+        else:
+            direct.write(part, fd, content.size, content.pieces(), content.wrote)
         return _synced(fd)
     finally:
         os.close(fd)

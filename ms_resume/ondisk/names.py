@@ -19,6 +19,7 @@ PREFIXES = {"policy": "policy_model", "optimizer": "optimizer", "ref": "ref", "s
 FORMATS = ("safetensors", "ckpt")
 META = "meta.json"
 LATEST = "latest"
+SAVE_NOW = "save_now"
 
 _NUMBER = r"(?:0|[1-9]\d*)"
 _PAYLOAD = re.compile(

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -75,10 +75,14 @@ def item_bytes(dtype: str) -> int:
     return _ITEM_BYTES[dtype]
 
 
-def lay_out(sizes: Mapping[str, tuple[str, tuple[int, ...]]]) -> dict[str, TensorInfo]:
-    """Offsets of tensors in the data part: wide dtypes first, so that each tensor is aligned to its items."""
+def lay_out(sizes: Mapping[str, tuple[str, tuple[int, ...]]], first: Collection[str] = ()) -> dict[str, TensorInfo]:
+    """Offsets of tensors in the data part: wide dtypes first, so that each tensor is aligned to its items.
+
+    Args:
+        first: These come before all others; their bytes must be a multiple of the others' items.
+    """
     placed, offset = {}, 0
-    for name in sorted(sizes, key=lambda name: (-item_bytes(sizes[name][0]), name)):
+    for name in sorted(sizes, key=lambda name: (name not in first, -item_bytes(sizes[name][0]), name)):
         dtype, shape = sizes[name]
         end = offset + item_bytes(dtype) * math.prod(shape)
         placed[name] = TensorInfo(dtype, shape, offset, end)
@@ -129,12 +133,22 @@ def parse_header(path: Path, file: BinaryIO) -> Header:
     if not 2 <= length <= min(HEADER_LIMIT, size - 8):
         raise _damaged(path, f"{size} bytes, not a safetensors file (header length {length})")
     block = prefix + file.read(length)
-    entries = _parse_json(path, block[8:])
-    metadata = entries.pop("__metadata__", {})
-    tensors = {name: _tensor_info(path, name, entry) for name, entry in entries.items()}
+    metadata, tensors = _entries(path, block)
     _check_cover(path, tensors, 8 + length, size)
     mark, digests = _mark(path, metadata, tensors)
     return Header(path, tensors, metadata, 8 + length, size, digest_of(block), mark, digests)
+
+
+def described(path: Path, block: bytes) -> tuple[dict[str, TensorInfo], dict[str, str]]:
+    """The tensors of one of our header blocks, and their digests."""
+    metadata, tensors = _entries(path, block)
+    return tensors, _mark(path, metadata, tensors)[1]
+
+
+def _entries(path: Path, block: bytes) -> tuple[dict[str, str], dict[str, TensorInfo]]:
+    entries = _parse_json(path, block[8:])
+    metadata = entries.pop("__metadata__", {})
+    return metadata, {name: _tensor_info(path, name, entry) for name, entry in entries.items()}
 
 
 def read_tensor(file: BinaryIO, header: Header, name: str) -> memoryview:

@@ -9,24 +9,26 @@ with ms_resume.Checkpointer(save_dir, policy=policy, optimizer=optimizer, ref=re
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from ms_resume import commit, retention, write
-from ms_resume.errors import Damaged, DiskError, UsageError
+from ms_resume import write
+from ms_resume.errors import UsageError
 from ms_resume.framework import group as groups
 from ms_resume.framework import nets, version
 from ms_resume.framework.group import Group
-from ms_resume.layouts import survey
 from ms_resume.ownership import Heartbeat
-from ms_resume.records import Position, Vote, Writer
-from ms_resume.resume import agree, banner, fingerprint, restore, session
+from ms_resume.records import Position, Writer
+from ms_resume.resume import agree, banner, fingerprint, session
+from ms_resume.resume.saver import Saver
+from ms_resume.resume.schedule import Schedule, Wishes
 from ms_resume.resume.session import Job, Loaded, Request
 from ms_resume.settings import Settings, from_environment
-from ms_resume.state import Component, HostTensor, pack, scalar
+from ms_resume.state import Component
 
 
 class Checkpointer:
@@ -40,6 +42,7 @@ class Checkpointer:
         steps_per_epoch: For positions and for stock code's final checkpoint.
         config: The run's configuration as a nested mapping; docs/format.md lists which keys are compared.
         parallel: The parallel strategy; another one is refused.
+        schedule: When `due` says that it is time to save.
         group: The ranks; MindSpore's default group when left out.
         say: Where banner and warnings go, on rank 0; standard error when left out.
     """
@@ -57,6 +60,7 @@ class Checkpointer:
         model_config: Mapping[str, Any] | None = None,
         parallel: Mapping[str, Any] | None = None,
         settings: Settings | None = None,
+        schedule: Schedule | None = None,
         group: Group | None = None,
         say: Callable[[str], None] | None = None,
     ) -> None:
@@ -85,8 +89,8 @@ class Checkpointer:
         self._heartbeat: Heartbeat | None = None
         self._origin: Position | None = None
         self._standing = Position(0, 0)
-        self._named: Vote | None = None
-        self._latest: Vote | None = None
+        self._saver: Saver | None = None
+        self._wishes = Wishes(self._job.save, self._job.group.rank, schedule or Schedule())
         self.position = Position(0, 0)
 
     def start(
@@ -133,17 +137,24 @@ class Checkpointer:
         )
         after = session.prepare(self._job, request)
         loaded = session.load_newest(self._job, request)
+        saver, _ = agree.together(self._job.group, lambda: Saver(self._job, self._tell))
         self._writer, self._heartbeat = session.open_attempt(self._job, loaded, after)
-        self._take(loaded, request)
+        saver.ready(self._writer, session.previous_vote(self._job, loaded))
+        self._saver = saver
+        self._take(loaded, request, self._writer, saver)
         return self.position
 
-    def steps(self, epochs: int, *, save_every: int) -> Iterator[tuple[int, int]]:
-        """The (epoch, step) pairs that are left, saving before each step that `save_every` divides, and at the end."""
+    def steps(self, epochs: int, *, save_every: int, behind: bool = False) -> Iterator[tuple[int, int]]:
+        """The (epoch, step) pairs that are left, saving before each step that `save_every` divides, and at the end.
+
+        Args:
+            behind: Saves run behind the step's rollout; the trainer calls `fence` before it writes parameters.
+        """
         first = self.position
         for epoch in range(first.epoch, epochs):
             for step in range(first.step if epoch == first.epoch else 0, self._job.steps_per_epoch):
                 if step % save_every == 0:
-                    self.save(epoch, step)
+                    (self.begin if behind else self.save)(epoch, step)
                 yield epoch, step
         if first.epoch < epochs:
             self.save(epochs, 0)
@@ -157,9 +168,24 @@ class Checkpointer:
             DiskError: The position does not count, older checkpoints are as they were, and training may go on.
             Superseded: A newer attempt owns the directory; this process must not save again.
         """
-        writer, position = self._started(), Position(epoch, step)
-        if position in (Position(0, 0), self._standing):
+        if not self.begin(epoch, step, metrics):
             return None
+        self.fence()
+        return self.wait()
+
+    def begin(self, epoch: int, step: int, metrics: Mapping[str, Any] | None = None) -> bool:
+        """Begins to save the state as that of position (epoch, step), and returns; False when there is nothing to do.
+
+        Until `fence` has returned nothing may write a parameter, an optimizer state, or the reference. A trainer that
+        cannot promise that calls `fence` at once. One save at a time: another one waits for it, or is skipped
+        (`Settings.when_busy`).
+
+        Raises:
+            MsResumeError: Of the save before this one; see `save`.
+        """
+        saver, position = self._started(), Position(epoch, step)
+        if position in (Position(0, 0), self._standing):
+            return False
         if epoch < 0 or not 0 <= step < self._job.steps_per_epoch:
             raise UsageError(
                 f"save at {position}, but an epoch has {self._job.steps_per_epoch} steps",
@@ -169,22 +195,53 @@ class Checkpointer:
             raise UsageError(
                 f"save at {position}, but the run went on from {self._origin}", hint="save later positions"
             )
-        saved = write.save(
-            writer, self._snapshot(position), {**self._job.about, "metrics": dict(metrics or {})}, self._previous()
-        )
-        for warning in saved.warnings:
-            self._tell(f"ms_resume: warning: {warning}")
-        self._latest = saved.vote
-        self._try_to_tidy()
-        return saved
+        begun = saver.begin(position, metrics or {})
+        if begun:
+            self._wishes.granted()
+        return begun
+
+    def wish(self) -> float:
+        """1.0 when this rank wants a save before its time, else 0.0: for a sum over all ranks that the trainer makes in
+        each step anyway. Rank 0 wants one when the schedule's seconds have passed, or somebody made `<save>/save_now`;
+        any rank after a signal that `save_on` was given."""
+        return self._wishes.now()
+
+    def save_on(self, *signals: signal.Signals) -> None:
+        """Lets these signals ask for a save at the next step; called in the main thread."""
+        self._wishes.listen(*signals)
+
+    def due(self, epoch: int, step: int, *, wishes: float = 0.0) -> str:
+        """Why the schedule wants (epoch, step) saved, alike on all ranks; empty when it does not.
+
+        Args:
+            wishes: The sum of all ranks' `wish`.
+        """
+        return self._wishes.schedule.reason(epoch, step, wishes=wishes)
+
+    def fence(self) -> None:
+        """Returns when what is being saved is copied: parameters may change again. At once when nothing is.
+
+        Raises:
+            UsageError: They have changed already; what was being saved does not count.
+            MsResumeError: The save failed; see `save`.
+        """
+        self._started().fence()
+
+    def wait(self) -> write.Saved | None:
+        """Returns when the save that `begin` began survives a power cut, with what it did; None when there is none.
+
+        Raises:
+            MsResumeError: It failed; see `save`.
+        """
+        return self._started().wait()
 
     def close(self) -> None:
         """Ends a run that went well: all ranks wait for each other's last vote, so that retention sees it."""
         try:
-            if self._writer is not None:  # on every rank alike, whether or not its own saves worked
-                agree.together(self._job.group, lambda: None)
-                agree.together(self._job.group, self._try_to_tidy)
-                self._try_to_tidy()
+            if self._saver is not None:  # on every rank alike, whether or not its own saves worked
+                agree.together(self._job.group, self._saver.wait)
+                agree.together(self._job.group, self._saver.tidy)
+                self._saver.tidy()
         finally:
             self._stop_heartbeat()
 
@@ -197,60 +254,22 @@ class Checkpointer:
         if kind is None:
             self.close()
         else:
+            if self._saver is not None:
+                self._saver.close()
             self._stop_heartbeat()  # the other ranks may be gone: waiting for them would hide the error
 
-    def _take(self, loaded: Loaded, request: Request) -> None:
-        writer = self._started()
+    def _take(self, loaded: Loaded, request: Request, writer: Writer, saver: Saver) -> None:
         self.position = loaded.position
         self._origin = loaded.position if loaded.choice.position else None
         if loaded.choice.save == self._job.save:
             self._standing = loaded.position
-        self._named = session.previous_vote(self._job, loaded)
         self._tell(banner.text(_story(self._job, request, writer, loaded)))
-        self._try_to_tidy()  # a disk that is full at the start gets room here: a save comes before its retention
+        saver.tidy()  # a disk that is full at the start gets room here: a save comes before its retention
 
-    def _snapshot(self, position: Position) -> write.Snapshot:
-        roles: dict[str, dict[str, HostTensor]] = {role: t.read() for role, t in self._job.roles.items()}
-        global_step = self._global_step(position, roles["optimizer"])
-        roles["policy"] |= {"epoch_num": scalar(position.epoch), "step_num": scalar(position.step)}
-        tensors, values = pack(self._job.components)
-        roles["state"] = {**tensors, restore.GLOBAL_STEP: scalar(global_step)}
-        return write.Snapshot(position, global_step, roles, values, self._job.settings.save_format)
-
-    def _global_step(self, position: Position, optimizer: Mapping[str, HostTensor]) -> int:
-        counted = optimizer.get("global_step")
-        if counted is not None and counted.dtype.startswith("I"):
-            return int.from_bytes(counted.data, "little", signed=True)
-        return position.epoch * self._job.steps_per_epoch + position.step
-
-    def _previous(self) -> Vote | None:
-        """This rank's newest vote whose checkpoint is complete: a reference may be named again only from there."""
-        if self._latest is not None and commit.complete(self._job.save, self._latest):
-            self._named = self._latest
-        return self._named
-
-    def _try_to_tidy(self) -> None:
-        """Whatever was saved counts all the same, and the next save tidies again."""
-        try:
-            self._tidy()
-        except (DiskError, Damaged, OSError) as error:
-            said = str(error) if isinstance(error, OSError) else error.message
-            self._tell(f"ms_resume: warning: retention: {said}")
-
-    def _tidy(self) -> None:
-        """Moves `latest`, and lets retention do its part. What it cannot do now it does after the next save."""
-        writer = self._started()
-        newest = self._previous()
-        if newest is not None:
-            commit.point_latest(writer, newest.position)
-        if writer.rank == 0:
-            retention.sweep(writer, survey.take(writer.save), self._job.settings.keep_last)
-        retention.remove_payloads(writer)
-
-    def _started(self) -> Writer:
-        if self._writer is None:
+    def _started(self) -> Saver:
+        if self._saver is None:
             raise UsageError("the Checkpointer was not started", hint="call start() before save()")
-        return self._writer
+        return self._saver
 
     def _stop_heartbeat(self) -> None:
         if self._heartbeat is not None:

@@ -9,28 +9,60 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import threading
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ms_resume import commit, ownership
-from ms_resume.errors import DiskError, MsResumeError
+from ms_resume.errors import DiskError, MsResumeError, UsageError
 from ms_resume.ondisk import names
 from ms_resume.records import Payload, Position, Vote, Writer
-from ms_resume.state import HostTensor
-from ms_resume.write import files
+from ms_resume.state import HostTensor, infos
+from ms_resume.write import files, readback, room
+from ms_resume.write.staging import Staged, Staging
+
+_SMALL_FILES = 6
+"""Votes, `meta.json` files and temp files that a save may add to its payloads."""
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """One rank's state at one position. `roles` has policy, optimizer, state, and ref where there is one."""
+    """One rank's state at one position: policy, optimizer, state, and ref where there is one. What is not `staged` is
+    held: views of live memory, or copies. `taken` is set when live memory is not needed any more."""
 
     position: Position
     global_step: int
-    roles: Mapping[str, Mapping[str, HostTensor]]
+    held: Mapping[str, Mapping[str, HostTensor]]
     values: Mapping[str, Any] = field(default_factory=dict)
     file_format: str = "safetensors"
+    staged: Mapping[str, Staged] = field(default_factory=dict)
+    read_back: bool = False
+    written: list[int] = field(default_factory=list)
+    """Grows with the bytes of each piece that was written."""
+
+    taken: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def roles(self) -> list[str]:
+        return [*self.staged, *self.held]
+
+    def tensors(self, role: str) -> Mapping[str, HostTensor]:
+        """Waits for those that are being copied."""
+        return self.staged[role].tensors(role) if role in self.staged else self.held[role]
+
+    def stage(self, role: str) -> Snapshot:
+        """The same with a copy of what is held of `role`, for this save alone. Returns when it is made."""
+        held = dict(self.held)
+        tensors = held.pop(role)
+        staged = Staging({role: infos(tensors)}).take(
+            {role: {name: partial(tensors.__getitem__, name) for name in tensors}}
+        )
+        staged.wait()
+        return replace(self, held=held, staged={**self.staged, role: staged})
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +75,11 @@ class Saved:
     warnings: tuple[str, ...]
 
 
+def size_of(snapshot: Snapshot) -> int:
+    """Bytes of all tensors, in all files: what a save writes at most, but for headers."""
+    return sum(files.size_of(snapshot, role) for role in snapshot.roles)
+
+
 def save(writer: Writer, snapshot: Snapshot, about: Mapping[str, Any], previous: Vote | None) -> Saved:
     """Saves and commits this rank's part of a checkpoint.
 
@@ -53,6 +90,7 @@ def save(writer: Writer, snapshot: Snapshot, about: Mapping[str, Any], previous:
 
     Raises:
         DiskError: The position does not count; every older checkpoint is as it was, and training may go on.
+        UsageError: The same; a tensor is not what it was at the start of the run.
         Superseded: A newer attempt owns the directory; nothing more may be written by this process.
     """
     with _reported():
@@ -64,15 +102,25 @@ def _save(writer: Writer, snapshot: Snapshot, about: Mapping[str, Any], previous
     if standing := commit.standing_vote(writer, snapshot.position):
         return Saved(standing, False, 0, tuple(_record_meta(writer, standing)))
     reference = files.unchanged_reference(writer, snapshot, previous)
-    due = {role: tensors for role, tensors in snapshot.roles.items() if role != "ref" or reference is None}
+    if snapshot.staged:
+        if reference is None and "ref" in snapshot.held:
+            snapshot = snapshot.stage("ref")
+        snapshot.taken.set()
+    due = [role for role in snapshot.roles if role != "ref" or reference is None]
     paths = {role: files.path_of(writer, snapshot, role) for role in due}
+    room.check(writer.save, sum(files.size_of(snapshot, role) for role in due), len(due) + _SMALL_FILES)
     commit.retract(writer, snapshot.position, paths.values())
     with _all_or_none(writer, snapshot, paths):
         written = [files.write(writer, snapshot, role, path) for role, path in paths.items()]
+        for file in written if snapshot.read_back else ():
+            readback.check(writer.save / file.path, file)
         if reference is not None and not commit.in_place(writer.save, reference):
-            paths["ref"] = files.path_of(writer, snapshot, "ref")
-            written.append(files.write(writer, snapshot, "ref", paths["ref"]))
-            reference = None
+            raise DiskError(
+                f"{writer.save / reference.path}: the reference went away while it was to be named again",
+                hint="save again: it is written then",
+                path=str(writer.save / reference.path),
+                errno=errno.ENOENT,
+            )
         vote = _vote(writer, snapshot, [*written, reference] if reference else written, about)
         commit.cast(writer, vote)
     return Saved(vote, True, sum(file.bytes for file in written), tuple(_record_meta(writer, vote)))
@@ -97,7 +145,7 @@ def _all_or_none(writer: Writer, snapshot: Snapshot, paths: Mapping[str, Path]) 
     """Retention runs after a save that worked, so what did fit would keep a full disk full."""
     try:
         yield
-    except DiskError:
+    except (DiskError, UsageError):
         if not names.vote(writer.save, snapshot.position, writer.rank).exists():  # else it may count: its sync failed
             with contextlib.suppress(MsResumeError):  # the error that brought us here is the one to report
                 for path in paths.values():
@@ -119,4 +167,7 @@ def _vote(writer: Writer, snapshot: Snapshot, named: list[Payload], about: Mappi
 
 
 def _record_meta(writer: Writer, vote: Vote) -> list[str]:
+    """Stock code would combine the weights of a checkpoint without moments with older moments."""
+    if vote.file("optimizer") is None:
+        return []
     return commit.record_meta(writer, {file.role: writer.save / file.path for file in vote.files})

@@ -148,7 +148,7 @@ def run_power_model(plan: Plan) -> Tally:
     found = [
         case
         for scenario in chosen
-        for case in power_model.states(scenario, budget=9 if plan.share >= 1 else 5, seed=plan.seed)
+        for case in power_model.states(scenario, budget=9 if plan.share >= 1 else 3, seed=plan.seed)
     ]
     plan.spread(power_model.check, found, tally)
     tally.notes = {"points": len({(case.scenario, case.world_size, case.point) for case in found})}

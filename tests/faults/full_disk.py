@@ -165,7 +165,7 @@ def _save_each(job: Job) -> tuple[str, list[int]]:
     failed = []
     for rank in job.ranks:
         try:
-            rank.checkpointer.save(_FAILED.epoch, _FAILED.step)
+            rank.save(_FAILED.step)
         except DiskError as error:
             failed.append(rank.rank)
             if str(job.save_dir) not in error.message or os.strerror(errno.ENOSPC) not in error.message:

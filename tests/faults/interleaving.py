@@ -286,11 +286,11 @@ def _apart(case: SlowRank, stage: Stage, control: Control) -> None:
     if not worker.stops():
         raise AssertionError("the call was not reached")
     for rank in quick:
-        rank.checkpointer.save(0, at)
+        rank.save(at)
     second = job.train()
     for rank in quick:
-        rank.checkpointer.save(0, at + 2)
-        rank.checkpointer._try_to_tidy()
+        rank.save(at + 2)
+        rank.checkpointer._saver.tidy()
     if not case.finishes:
         worker.kill()
         return
@@ -307,7 +307,7 @@ def _apart(case: SlowRank, stage: Stage, control: Control) -> None:
 
 def _slow(me: Rank, at: int, control: Control, case: SlowRank) -> None:
     with control.armed(Mode.STOP, case.at):
-        me.checkpointer.save(0, at)
+        me.save(at)
     if case.finishes == 2:
         me.train_one_step(7, new_reference=False)
-        me.checkpointer.save(0, at + 2)
+        me.save(at + 2)

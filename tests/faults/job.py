@@ -137,6 +137,12 @@ class Rank:
         if new_reference:
             self.ref["w"][...] += 1 + tag
 
+    def save(self, step: int) -> None:
+        """With the retention behind it: what comes next on the disk is always the same."""
+        self.checkpointer.save(0, step)
+        assert self.checkpointer._saver is not None  # it has started
+        self.checkpointer._saver.rest()
+
     def digest(self) -> str:
         """Of every bit that a resume has to bring back."""
         content = hashlib.sha256()
@@ -201,9 +207,9 @@ class Job:
     def save(self, step: int) -> None:
         """All ranks, one after the other; then once more retention, which after the last vote sees the whole save."""
         for rank in self.ranks:
-            rank.checkpointer.save(0, step)
+            rank.save(step)
         self.tidy()
 
     def tidy(self) -> None:
         for rank in self.ranks:
-            rank.checkpointer._try_to_tidy()
+            rank.checkpointer._saver.tidy()

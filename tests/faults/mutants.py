@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -83,21 +84,24 @@ def failure(look: Look, top: Path) -> str:
     command = [sys.executable, "-m", "faults", "--only", look.part, "--scenario", look.scenario, "--case", look.case]
     command += ["--share", str(look.share), "--seed", "0", "--jobs", "1", "--impatient", "--json"]
     path = os.pathsep.join(filter(None, (str(top), os.environ.get("PYTHONPATH"))))
+    run = subprocess.Popen(
+        command,
+        cwd=Path(__file__).parent.parent,
+        env={**os.environ, "PYTHONPATH": path},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
     try:
-        done = subprocess.run(
-            command,
-            cwd=Path(__file__).parent.parent,
-            env={**os.environ, "PYTHONPATH": path},
-            capture_output=True,
-            text=True,
-            timeout=_HANGS_AFTER_S,
-            check=False,
-        )
+        out, said = run.communicate(timeout=_HANGS_AFTER_S)
     except subprocess.TimeoutExpired:
+        os.killpg(run.pid, signal.SIGKILL)  # with what it has forked
+        run.wait()
         return f"{look}: hangs"
-    if done.returncode not in (0, 1) or not done.stdout.startswith("["):
-        raise RuntimeError(f"{look}: the campaign broke down: {done.stderr[-2000:]}")
-    (tally,) = json.loads(done.stdout)
+    if run.returncode not in (0, 1) or not out.startswith("["):
+        raise RuntimeError(f"{look}: the campaign broke down: {said[-2000:]}")
+    (tally,) = json.loads(out)
     if not tally["cases"] and not tally["failures"]:
         raise RuntimeError(f"{look}: nothing was looked at: {tally['skipped']}")
     return str(tally["failures"][0]) if tally["failures"] else ""

@@ -89,6 +89,7 @@ OURS = "layouts/ours.py"
 SESSION = "resume/session.py"
 REPAIR_PY = "repair.py"
 CHECKPOINTER = "resume/checkpointer.py"
+SAVER = "resume/saver.py"
 
 
 def _in(file: str, *entries: tuple[str, str, str, tuple[Look, ...]]) -> list[Mutant]:
@@ -126,9 +127,9 @@ MUTANTS: list[Mutant] = [
         ),
         (
             "publish writes under the name itself",
-            "    part = names.part(path, attempt)\n    _write_part(part, list(chunks))\n    with _reported(part, \"publish\"):\n"
+            "    part = names.part(path, attempt)\n    _write_part(part, content)\n    with _reported(part, \"publish\"):\n"
             "        try:\n            _place(part, path)\n",
-            "    part = names.part(path, attempt)\n    if path.exists():\n        raise FileExistsError\n    _write_part(path, list(chunks))\n"
+            "    part = names.part(path, attempt)\n    if path.exists():\n        raise FileExistsError\n    _write_part(path, content)\n"
             "    with _reported(part, \"publish\"):\n        try:\n            pass\n",
             (_dying(SAVE, "in the middle"), _dying(START, "in the middle")),
         ),
@@ -267,8 +268,8 @@ MUTANTS: list[Mutant] = [
         ),
         (
             "what could not be written stays behind",
-            "                raise OSError(errno.EIO, \"fsync failed twice\", str(part))\n        except OSError:\n            _discard(part)\n",
-            "                raise OSError(errno.EIO, \"fsync failed twice\", str(part))\n        except OSError:\n",
+            "                raise OSError(errno.EIO, \"fsync failed twice\", str(part))\n        except BaseException:  # also what the content itself raises while it comes to be\n            _discard(part)\n",
+            "                raise OSError(errno.EIO, \"fsync failed twice\", str(part))\n        except BaseException:\n",
             (_failing(SAVE),),
         ),
         (
@@ -533,7 +534,7 @@ MUTANTS: list[Mutant] = [
             "votes that lie aside in a directory stay there",
             "    for path in save.glob(f\"commits/.*.retired/rank_{which}.json\"):",
             "    for path in ():",
-            (_zombie(SAVE), _zombie(SAVE_2)),
+            (_dying("restore where files lie aside, 1 rank"),),
         ),
     ),
     *_in(
@@ -657,14 +658,14 @@ MUTANTS: list[Mutant] = [
         ),
         (
             "retention takes a save that is under way",
-            "        and (entry.position < oldest_kept or (entry.state == \"torn\" and _before(entry, newest_of)))",
-            "        and (entry.position < oldest_kept or entry.state == \"torn\")",
+            "        and (entry.position < oldest_kept or entry.position in surplus or _is_garbage(entry, newest_of))",
+            "        and (entry.position < oldest_kept or entry.position in surplus or entry.state == \"torn\")",
             (_slow(SAVE_2),),
         ),
         (
             "a torn position that its attempt left behind stays for ever",
-            "        and (entry.position < oldest_kept or (entry.state == \"torn\" and _before(entry, newest_of)))",
-            "        and (entry.position < oldest_kept)",
+            "        and (entry.position < oldest_kept or entry.position in surplus or _is_garbage(entry, newest_of))",
+            "        and (entry.position < oldest_kept or entry.position in surplus)",
             (_standing("failed on a rank"),),
         ),
         (
@@ -953,13 +954,16 @@ MUTANTS: list[Mutant] = [
         ),
     ),
     *_in(
-        CHECKPOINTER,
+        SAVER,
         (
             "a reference is named again from a checkpoint that is not complete",
             "        if self._latest is not None and commit.complete(self._job.save, self._latest):",
             "        if self._latest is not None:",
             (_slow(REF_2), _dying(REF_2)),
         ),
+    ),
+    *_in(
+        CHECKPOINTER,
         (
             "a save may lie before the one that the run went on from",
             "        if self._origin is not None and position < self._origin:",

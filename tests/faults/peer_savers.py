@@ -206,7 +206,12 @@ def _ours_save(directory: Path, arrays: State, generation: int) -> Save:
     checkpointer = _start(directory, live, resume=generation > 1)
     for name, array in arrays.items():
         live[name][...] = array
-    return lambda: checkpointer.save(0, generation)
+
+    def save() -> None:
+        checkpointer.save(0, generation)
+        checkpointer._saver.rest()
+
+    return save
 
 
 def _ours_going_back(directory: Path, arrays: State) -> None:

@@ -395,7 +395,7 @@ def _save_until_vote(job: Job, step: int, then: Callable[[], Any]) -> None:
     votes, real = names.vote_dir(job.save_dir, Position(0, step)), atomic.sync_dir
     *others, last = job.ranks
     for rank in others:
-        rank.checkpointer.save(0, step)
+        rank.save(step)
     due = [then]
 
     def sync_dir(path: Path) -> None:
@@ -404,12 +404,12 @@ def _save_until_vote(job: Job, step: int, then: Callable[[], Any]) -> None:
         real(path)
 
     with mock.patch.object(atomic, "sync_dir", sync_dir):
-        last.checkpointer.save(0, step)
+        last.save(step)
 
 
 def _others_tidy(job: Job) -> None:
     for rank in job.ranks[:-1]:
-        rank.checkpointer._try_to_tidy()
+        rank.checkpointer._saver.tidy()
 
 
 def _may_not_wait(change: Change, made: Recording) -> bool:

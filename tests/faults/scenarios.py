@@ -19,7 +19,7 @@ from unittest import mock
 from faults.job import Digests, Job
 from faults.processes import Tell, in_child
 from ms_resume import repair
-from ms_resume.ondisk import atomic, attempts, names
+from ms_resume.ondisk import atomic, attempts, direct, names
 from ms_resume.records import Position
 
 Candidate = tuple[str, Digests]
@@ -176,7 +176,7 @@ def save_apart(world_size: int, step: int, victim: int, *, last: bool) -> Callab
 def _saves_alone(stage: Stage, job: Job, rank: int, step: int, *, disturbed: bool) -> bool:
     """Whether the save worked: what stages the disturbance may swallow its error."""
     with stage.under_test() if disturbed else contextlib.nullcontext():
-        job.ranks[rank].checkpointer.save(0, step)
+        job.ranks[rank].save(step)
         return True
     return False
 
@@ -195,10 +195,10 @@ def save_then_prune(world_size: int, step: int) -> Callable[[Stage], None]:
         with stage.under_test():
             stage.will(f"0_{step}", digests)
             for rank in me.ranks[:-1]:
-                rank.checkpointer.save(0, step)
+                rank.save(step)
             with contextlib.suppress(Dies), _dying_before_the_sync_of(names.vote_dir(stage.save, Position(0, step))):
-                me.ranks[-1].checkpointer.save(0, step)
-            me.ranks[0].checkpointer._try_to_tidy()
+                me.ranks[-1].save(step)
+            me.ranks[0].checkpointer._saver.tidy()
 
     return act
 
@@ -387,6 +387,18 @@ def save_with(world_size: int, step: int, link: Callable[..., None]) -> Callable
     return act
 
 
+def save_past_the_cache(world_size: int, step: int) -> Callable[[Stage], None]:
+    """As `save_next`, where no file is too small to be preallocated and written in pieces, by two threads, as in direct
+    I/O; all goes through the page cache, because not every file system can do without."""
+
+    def act(stage: Stage) -> None:
+        large = mock.patch.multiple(direct, LARGE=0, PIECE=direct.BLOCK, THREADS=2)
+        with large, mock.patch.object(os, "O_DIRECT", 0):
+            save_next(world_size, step)(stage)
+
+    return act
+
+
 def _link_whose_reply_is_lost(source: Path, target: Path, link: Callable[[Path, Path], None] = os.link) -> None:
     """The file system repeats the call, and finds its own work."""
     link(source, target)
@@ -408,6 +420,7 @@ def _of_one_rank(prepared: Callable[[Stage], None]) -> list[Scenario]:
         Scenario("a start where an older .ckpt lies aside", 1, ckpt, start_at(1, "0_4")),
         Scenario("a save where replies are lost", 1, prepared, save_with(1, 6, _link_whose_reply_is_lost)),
         Scenario("a save without hard links", 1, prepared, save_with(1, 6, _no_link)),
+        Scenario("a save past the page cache", 1, prepared, save_past_the_cache(1, 6)),
     ]
 
 

@@ -118,15 +118,15 @@ def _saves_after_a_rank_failed(stage: Stage) -> None:
     first, last = me.ranks
     stage.saves(me, 6, me.train())
     me.train()
-    first.checkpointer.save(0, 8)
+    first.save(8)
     with contextlib.suppress(Dies), mock.patch.object(commit, "cast", side_effect=Dies):
-        last.checkpointer.save(0, 8)
+        last.save(8)
     digests = me.train()
     stage.will("0_10", digests)
     for rank in me.ranks:
-        rank.checkpointer.save(0, 10)
+        rank.save(10)
     for rank in (first, first, last, first):  # rank 0 is ahead of the other
-        rank.checkpointer._try_to_tidy()
+        rank.checkpointer._saver.tidy()
     stage.did("0_10", digests)
     _stand(stage.save, "0_6", "0_10")
 

@@ -22,7 +22,7 @@ from ms_resume.framework.group import Solo
 from ms_resume.framework.nets import Net
 from ms_resume.ondisk import names, payload
 from ms_resume.records import Position
-from ms_resume.state import HostTensor, infos
+from ms_resume.state import HostTensor, infos, read_all
 
 POSITION = Position(0, 4)
 
@@ -61,7 +61,7 @@ class Run:
         self.optimizer(gradients)
 
     def weights(self) -> dict[str, bytes]:
-        held = {**Net(self.policy).read(), **Net(self.optimizer).read()}
+        held = {**read_all(Net(self.policy)), **read_all(Net(self.optimizer))}
         return {name: bytes(value.data) for name, value in held.items()}
 
     def checkpointer(self, save: Path, **settings: object) -> ms_resume.Checkpointer:
@@ -107,9 +107,9 @@ def test_training_goes_on_with_what_was_placed(compiled):
     run, other = Run(0), Run(1)
     for _ in range(2 if compiled else 0):
         run.step()
-    for name, value in Net(other.policy).read().items():
+    for name, value in read_all(Net(other.policy)).items():
         Net(run.policy).place(name, value)
-    for name, value in Net(other.optimizer).read().items():
+    for name, value in read_all(Net(other.optimizer)).items():
         Net(run.optimizer).place(name, value)
     run.noise.bit_generator.state = other.noise.bit_generator.state
 
@@ -123,12 +123,12 @@ def test_training_goes_on_with_what_was_placed(compiled):
 def test_every_dtype_is_placed_bit_for_bit():
     """float32, bfloat16, and a 0-d int64, with bytes that a cast would change."""
     run = Run()
-    held = Net(run.policy).read()
+    held = read_all(Net(run.policy))
     for name, value in held.items():
         flipped = bytes(255 - byte if index % 5 == 0 else byte for index, byte in enumerate(value.data))
         Net(run.policy).place(name, HostTensor(value.dtype, value.shape, memoryview(flipped)))
 
-        assert bytes(Net(run.policy).read()[name].data) == flipped
+        assert bytes(read_all(Net(run.policy))[name].data) == flipped
 
 
 def test_dtypes_and_shapes_are_known_without_a_copy():
@@ -136,7 +136,7 @@ def test_dtypes_and_shapes_are_known_without_a_copy():
     run = Run()
 
     for net in (Net(run.policy), Net(run.optimizer)):
-        assert net.infos() == infos(net.read())
+        assert net.infos() == infos(read_all(net))
 
 
 def test_a_value_that_does_not_fit_is_refused():
@@ -188,7 +188,7 @@ def test_a_parameter_may_move_to_its_device_as_it_is_placed(address):
     net = Net(NotYetUsed(address))
     net.place("w", HostTensor("F32", (3,), memoryview(np.ones(3, np.float32)).cast("B")))
 
-    assert bytes(net.read()["w"].data) == np.ones(3, np.float32).tobytes()
+    assert bytes(read_all(net)["w"].data) == np.ones(3, np.float32).tobytes()
 
 
 def test_a_parameter_that_moves_on_its_device_is_refused():
@@ -238,10 +238,10 @@ def test_stock_code_opens_every_payload(tmp_path):
         for role in names.DIRECTORIES
     }
 
-    assert set(loaded["policy"]) == {*Net(run.policy).read(), "epoch_num", "step_num"}
+    assert set(loaded["policy"]) == {*read_all(Net(run.policy)), "epoch_num", "step_num"}
     assert [int(loaded["policy"][name].asnumpy()) for name in ("epoch_num", "step_num")] == POSITION.to_json()
-    assert set(loaded["optimizer"]) == set(Net(run.optimizer).read())
-    assert set(loaded["ref"]) == set(Net(run.ref).read())
+    assert set(loaded["optimizer"]) == set(read_all(Net(run.optimizer)))
+    assert set(loaded["ref"]) == set(read_all(Net(run.ref)))
     assert "global_step" in loaded["state"]
 
 
@@ -286,7 +286,7 @@ def test_ckpt_on_request(tmp_path):
     with resumed.checkpointer(tmp_path, save_format="ckpt") as checkpointer:
         checkpointer.start(resume=True)
 
-    assert set(values) == {*Net(run.policy).read(), "epoch_num", "step_num"}
+    assert set(values) == {*read_all(Net(run.policy)), "epoch_num", "step_num"}
     assert resumed.weights() == run.weights()
 
 
