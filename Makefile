@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 export VENV ?= $(CURDIR)/.venv
 # msrun starts whatever `python` is first on PATH.
-RUN := PATH="$(VENV)/bin:$$PATH"
+RUN = PATH="$(VENV)/bin:$$PATH"
 SCRIPTS := .ci/run $(wildcard launch/*.sh scripts/*.sh)
 
 .PHONY: help setup demo kills faults faults-peers bench-save test lint format clean distclean

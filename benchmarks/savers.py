@@ -63,6 +63,9 @@ class Row:
     durable: bool = True
     """Whether the time to durable says anything: not where a rollout lies in it."""
 
+    synced: bool = False
+    """Whether everything is on the disk when the tool says so: that of this toolkit the fault campaign checks."""
+
     def missing(self) -> str:
         from importlib.util import find_spec
 
@@ -238,10 +241,10 @@ def rows() -> list[Row]:
     return [
         Row("memcpy", (), _copying),
         Row("raw direct write + fsync", (), _raw),
-        Row("ms_resume, waits", (), partial(_ours, how="waits")),
-        Row("ms_resume, waits, reads back", (), partial(_ours, how="waits", verify_after_save=1)),
-        Row("ms_resume, copies, then trains", (), partial(_ours, how="copies")),
-        Row("ms_resume, behind a rollout", (), partial(_ours, how="behind"), durable=False),
+        Row("ms_resume, waits", (), partial(_ours, how="waits"), synced=True),
+        Row("ms_resume, waits, reads back", (), partial(_ours, how="waits", verify_after_save=1), synced=True),
+        Row("ms_resume, copies, then trains", (), partial(_ours, how="copies"), synced=True),
+        Row("ms_resume, behind a rollout", (), partial(_ours, how="behind"), durable=False, synced=True),
         Row("MindSpore .ckpt", mindspore, _tool(_parameters, ckpt)),
         Row("MindSpore .ckpt, CRC", mindspore, _tool(_parameters, partial(ckpt, crc_check=True))),
         Row("MindSpore safetensors", mindspore, _tool(_parameters, partial(_mindspore_save, ending="safetensors"))),
