@@ -19,7 +19,6 @@ if __name__ == "__main__":  # The folder itself would shadow modules of others.
 
 import ms_resume
 from grpo_arithmetic.main import main
-from ms_resume import write
 from ms_resume.resume.checkpointer import Checkpointer
 
 
@@ -47,11 +46,16 @@ class Watched(Checkpointer):
         self.line.say(f"started {position}")
         return position
 
-    def save(self, epoch: int, step: int, metrics: Mapping[str, Any] | None = None) -> write.Saved | None:
+    def begin(self, epoch: int, step: int, metrics: Mapping[str, Any] | None = None) -> bool:
+        """Waits for the save and its retention: what is counted is theirs alone."""
         self.line.say(f"save {epoch}_{step}")
-        saved = super().save(epoch, step, metrics)
+        begun = super().begin(epoch, step, metrics)
+        self.fence()
+        self.wait()
+        assert self._saver is not None  # it has started
+        self._saver.rest()
         self.line.say(f"saved {epoch}_{step}")
-        return saved
+        return begun
 
 
 def watch(directory: Path, rank: int) -> None:
