@@ -19,8 +19,15 @@ import ms_resume
 from ms_resume import locate, write
 from ms_resume.errors import DiskError, NothingToResume, UsageError
 from ms_resume.state import Arrays, HostTensor
+from ms_resume.write import staging
 
 Checkpointer = ms_resume.Checkpointer
+
+
+@pytest.fixture(autouse=True)
+def in_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However little there is to copy."""
+    monkeypatch.setattr(staging, "FEW", 0)
 
 
 class Slow(Arrays):

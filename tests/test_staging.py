@@ -19,6 +19,11 @@ from ms_resume.write import staging
 from ms_resume.write.staging import Staging
 
 
+@pytest.fixture(autouse=True, params=[0, 1 << 20], ids=["in threads", "at once"])
+def few(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(staging, "FEW", request.param)
+
+
 def reads(**roles: Arrays) -> dict[str, dict[str, staging.Read]]:
     return {role: {name: partial(arrays.read, name) for name in arrays} for role, arrays in roles.items()}
 

@@ -12,9 +12,10 @@ import ctypes
 import mmap
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent import futures
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ms_resume.errors import UsageError
 from ms_resume.ondisk import direct, payload
@@ -25,6 +26,9 @@ Read = Callable[[], HostTensor]
 """Gives a tensor's bytes as they are now; called once in each save, from any thread."""
 
 THREADS = 2
+FEW = 1 << 20
+"""Bytes up to which starting threads takes longer than copying."""
+
 STAGED = ("policy", "optimizer")
 """The roles that change with every step."""
 
@@ -128,18 +132,16 @@ class Staged:
 
     def __init__(self, plan: Plan, buffer: memoryview, reads: Mapping[str, Mapping[str, Read]]) -> None:
         self._plan, self._buffer = plan, buffer
-        with contextlib.closing(_Pool()) as pool:
+        with contextlib.closing(_Pool() if plan.size > FEW else _Here()) as pool:
             self._copied = {
                 run.roles: [(last.end, pool.submit(self._copy, run, names, reads)) for names, last in _batches(run)]
                 for run in plan.runs
             }
-            self._digested = {  # behind all copies, which are what training waits for
-                run.roles: [
-                    pool.submit(self._digest, run, names, copied)
-                    for (names, _), (_, copied) in zip(_batches(run), self._copied[run.roles], strict=True)
-                ]
-                for run in plan.runs
-            }
+            self._digested: dict[tuple[str, ...], dict[str, Future[dict[str, str]]]] = {}
+            for run in plan.runs:  # behind all copies, which are what training waits for
+                jobs = self._digested[run.roles] = {}
+                for (names, _), (_, copied) in zip(_batches(run), self._copied[run.roles], strict=True):
+                    jobs |= dict.fromkeys(names, pool.submit(self._digest, run, names, copied))
 
     def wait(self) -> None:
         """Returns when every tensor is copied: from then on training may change them.
@@ -158,21 +160,19 @@ class Staged:
     def release(self) -> None:
         """Returns when the buffer may be used again."""
         self.settle()
-        futures.wait([digested for jobs in self._digested.values() for digested in jobs])
+        futures.wait({job for jobs in self._digested.values() for job in jobs.values()})
 
     def digests(self, role: str) -> dict[str, str]:
         """Of every tensor of a role, by name, taken from the copies."""
-        jobs = [digested for run in self._of(role) for digested in self._digested[run.roles]]
-        return {name: digest for digested in jobs for name, digest in digested.result().items()}
+        return {name: job.result()[name] for run in self._of(role) for name, job in self._digested[run.roles].items()}
 
     def holds(self, role: str, name: str, tensor: HostTensor) -> bool:
         """Whether the copy of a tensor, when it is made, has the same bytes. By its digest where that is there already:
         then only one of the two has to be read."""
         run = next(run for run in self._of(role) if name in run.placed)
-        done = [job.result() for job in self._digested[run.roles] if job.done() and not job.exception()]
-        digest = next((digests[name] for digests in done if name in digests), None)
-        if digest is not None:
-            return payload.digest_of(tensor.data) == digest
+        job = self._digested[run.roles][name]
+        if job.done() and not job.exception():
+            return payload.digest_of(tensor.data) == job.result()[name]
         return _equal(tensor.data, self._buffer[run.where(run.placed[name])])
 
     def placed(self, role: str) -> Mapping[str, TensorInfo]:
@@ -245,6 +245,21 @@ class _Pool(ThreadPoolExecutor):
 
     def close(self) -> None:
         self.shutdown(wait=False)
+
+
+class _Here(Executor):
+    """The caller's own thread, at once."""
+
+    def submit(self, call: Callable[..., Any], /, *args: Any, **more: Any) -> Future[Any]:
+        done: Future[Any] = Future()
+        try:
+            done.set_result(call(*args, **more))
+        except Exception as error:  # noqa: BLE001  # raised by whoever asks for the result
+            done.set_exception(error)
+        return done
+
+    def close(self) -> None:
+        pass
 
 
 def _first(roles: Mapping[str, Mapping[str, TensorInfo]], shared: Collection[str]) -> set[str]:

@@ -49,11 +49,11 @@ class Plan:
     def picked(self, cases: Iterable[T]) -> list[T]:
         return [case for case in cases if self.case in str(case)]
 
-    def draw(self, cases: Sequence[T]) -> list[T]:
-        there = self.picked(cases)
-        if self.share >= 1:
+    def draw(self, cases: Sequence[T], share: float | None = None) -> list[T]:
+        there, share = self.picked(cases), self.share if share is None else share
+        if share >= 1:
             return there
-        few = max(1, round(len(there) * self.share)) if there else 0
+        few = max(1, round(len(there) * share)) if there else 0
         return random.Random(self.seed).sample(there, few)
 
     def spread(self, check: Callable[[T], str], cases: Iterable[T], tally: Tally) -> None:
@@ -137,19 +137,21 @@ _SLOW = (
 _TAKES = ("a torn position saved again", "an abandoned position saved again")
 
 
+_STATES = 11_500
+"""That all scenarios have together, about."""
+
+
 def run_power_model(plan: Plan) -> Tally:
-    """States of the directory after a power cut; a share of it takes all states of some scenarios."""
+    """States of the directory after a power cut; a share of it takes some states of some scenarios."""
     tally = Tally("power loss, enumerated", "states")
-    there = (s for n in (1, 2, 3) for s in (*scenarios.of_size(n), *power_model.unsynced(n)))
-    chosen = plan.draw(plan.named(there))
+    there = plan.named(s for n in (1, 2, 3) for s in (*scenarios.of_size(n), *power_model.unsynced(n)))
+    chosen = plan.draw(there, 2 * plan.share)
     tally.failures += (loose := [wrong for scenario in chosen if (wrong := power_model.loose_ends(scenario))])
     if loose and plan.impatient:
         return tally
-    found = [
-        case
-        for scenario in chosen
-        for case in power_model.states(scenario, budget=9 if plan.share >= 1 else 3, seed=plan.seed)
-    ]
+    found = [case for scenario in chosen for case in power_model.states(scenario, budget=9, seed=plan.seed)]
+    few = len(found) if plan.share >= 1 else min(len(found), round(_STATES * plan.share))
+    found = sorted(random.Random(plan.seed).sample(found, few), key=str)  # one recording after the other
     plan.spread(power_model.check, found, tally)
     tally.notes = {"points": len({(case.scenario, case.world_size, case.point) for case in found})}
     tally.notes["stretches where each step ends durably"] = len(chosen) - len(loose)
