@@ -46,7 +46,7 @@ CALLS = {
     "pruned on the word of a rank that died": (None, 116, 171),
     "rank 2 saves before the others": (None, None, 56),
     "rank 2 saves after the others": (None, None, 59),
-    "a save past the page cache": (81, None, None),
+    "a save past the page cache": (83, None, None),
 }
 """Of every scenario the calls that change the directory, for 1, 2 and 3 ranks: whoever adds one sees it here."""
 

@@ -105,8 +105,8 @@ def _begin(point: Point, case: Path, control: Control) -> Child:
             _payloads(stage.save) | _named(stage.save),
         )
         point.scenario.act(stage)
-        counts = _counts(stage, stood_before, control) if said else ""
-        return next(filter(None, said), counts) or _wrong_inside(stage, before, parts, stood, control)
+        wrong = _counts(stage, stood_before, control) if said else judge.damaged(stage.save)
+        return next(filter(None, said), wrong) or _wrong_inside(stage, before, parts, stood, control)
 
     return Child(work)
 

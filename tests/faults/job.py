@@ -22,8 +22,8 @@ from ms_resume.state import Arrays
 version.tool()  # looked up once in a process, and so once for all children
 T = TypeVar("T")
 STEPS_PER_EPOCH = 100
-_ITEMS = 1500
-"""Float32 values in a tensor: two blocks of 4 KiB, the second one cut."""
+_ITEMS = 3000
+"""Float32 values in a tensor: three blocks of 4 KiB, the last one cut."""
 
 
 class Turns:

@@ -36,6 +36,13 @@ def found(save: Path) -> str:
     return str(checkpoint.position) if checkpoint else ""
 
 
+def damaged(save: Path) -> str:
+    """What is wrong with the bytes of the newest checkpoint that counts; empty when nothing is."""
+    checkpoint = locate.latest(save).checkpoint if save.is_dir() else None
+    findings = verify.check(checkpoint, deep=True) if checkpoint else []
+    return f"{checkpoint.position} counts and is damaged: {findings[0].reason}" if checkpoint and findings else ""
+
+
 def _look(save: Path, world_size: int, candidates: list[Candidate], start: dict[str, object]) -> str:
     job = Job(save, world_size, tag=3)
     try:
@@ -63,8 +70,8 @@ def _save_again(job: Job, save: Path) -> str:
     checkpoint = locate.latest(save).checkpoint
     if checkpoint is None or checkpoint.position != Position(0, step):
         return f"saved 0_{step} after it, found {checkpoint.position if checkpoint else 'nothing'}"
-    if findings := verify.check(checkpoint, deep=True):
-        return f"saved 0_{step} after it, it is damaged: {findings[0].reason}"
+    if bad := damaged(save):
+        return f"saved 0_{step} after it; {bad}"
     if warnings := [text for text in job.said[1:] if "warning" in text]:  # the first text is the banner
         return f"the save after it warns: {warnings[0]}"
     if left := sorted((*save.rglob("*.part"), *save.rglob("*.safetensors.*.retired"))):

@@ -72,6 +72,7 @@ def _two(case: str) -> Look:
 SAVE, SAVE_2 = "a save, with retention, 1 rank", "a save, with retention, 2 ranks"
 REF, REF_2 = "a save with a new reference, 1 rank", "a save with a new reference, 2 ranks"
 CKPT = "a save as .ckpt, 1 rank"
+UNCACHED = "a save past the page cache, 1 rank"
 TORN, TORN_2 = "a torn position saved again, 1 rank", "a torn position saved again, 2 ranks"
 ABANDONED, ABANDONED_2 = "an abandoned position saved again, 1 rank", "an abandoned position saved again, 2 ranks"
 FIRST, FIRST_2 = "the first save of all, 1 rank", "the first save of all, 2 ranks"
@@ -79,6 +80,7 @@ START, BACK, RESTORE, REPAIR = "a start, 1 rank", "going back, 1 rank", "restore
 STOCK, IN_TURN = "the first save into a stock directory, 1 rank", "a save after stock and ours in turn, 1 rank"
 
 ATOMIC = "ondisk/atomic.py"
+DIRECT = "ondisk/direct.py"
 WRITE = "write/__init__.py"
 FILES = "write/files.py"
 COMMIT = "commit.py"
@@ -319,6 +321,45 @@ MUTANTS: list[Mutant] = [
             "        os.replace(part, path)\n    except OSError:\n        _discard(part)\n",
             "        os.replace(part, path)\n    except OSError:\n",
             (_failing(SAVE),),
+        ),
+    ),
+    *_in(
+        DIRECT,
+        (
+            "what comes before whole blocks is not written",
+            "        _write_all(self.fd, view[:head], offset)\n",
+            "",
+            (_dying(UNCACHED),),
+        ),
+        (
+            "what comes behind whole blocks is not written",
+            "        _write_all(self.fd, view[head + body :], offset + head + body)\n",
+            "",
+            (_dying(UNCACHED),),
+        ),
+        (
+            "what a short direct write leaves is not written",
+            "            _write_all(fd, view[count:], offset + count)\n            return\n",
+            "            return\n",
+            (_failing(UNCACHED, "writes half"),),
+        ),
+        (
+            "what a short write leaves is not written",
+            "        count = os.pwrite(fd, view[:_MOST_AT_ONCE], offset)\n        view, offset = view[count:], offset + count\n",
+            "        os.pwrite(fd, view[:_MOST_AT_ONCE], offset)\n        return\n",
+            (_failing(UNCACHED, "writes half"), _failing(SAVE, "writes half")),
+        ),
+        (
+            "a thread's error is forgotten",
+            "            written.result()\n",
+            "            written.exception()\n",
+            (_failing(UNCACHED),),
+        ),
+        (
+            "what threads write is not waited for",
+            "        for written in [pool.submit(file.write, view, offset) for offset, view in _cut(pieces)]:\n            written.result()\n",
+            "        for offset, view in _cut(pieces):\n            pool.submit(file.write, view, offset)\n        pool.shutdown(wait=False, cancel_futures=True)\n",
+            (_failing(UNCACHED),),
         ),
     ),
     *_in(
@@ -993,6 +1034,7 @@ EQUIVALENT: list[tuple[str, str]] = [
     ("a start opens its record without looking", "it looks again with the record, and takes it back"),
     ("votes of a dead attempt hide the live ones", "the position is not whole either way: `ls` gives another reason"),
     ("retention before latest", "what latest pointed to is one of the two that stay"),
+    ("no room for a file is no error", "the writes fail as well"),
     ("the line of records takes no minimum of two bounds", "no attempt saves before the position that it went on from"),
 ]
 """What was tried and cannot be noticed, with the reason."""

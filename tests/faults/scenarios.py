@@ -392,7 +392,7 @@ def save_past_the_cache(world_size: int, step: int) -> Callable[[Stage], None]:
     I/O; all goes through the page cache, because not every file system can do without."""
 
     def act(stage: Stage) -> None:
-        large = mock.patch.multiple(direct, LARGE=0, PIECE=direct.BLOCK, THREADS=2)
+        large = mock.patch.multiple(direct, LARGE=0, PIECE=2 * direct.BLOCK, THREADS=2)
         with large, mock.patch.object(os, "O_DIRECT", 0):
             save_next(world_size, step)(stage)
 
