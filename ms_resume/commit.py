@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from ms_resume import removal
@@ -112,11 +112,20 @@ def cast(writer: Writer, vote: Vote) -> None:
 
 def publish(writer: Writer, path: Path, content: atomic.Content) -> None:
     """Gives a vote or payload its name. What workers of older attempts, slow to die, put in the way is cleared."""
+    _name(writer, path, lambda: atomic.publish(path, content, writer.attempt.attempt))
+
+
+def share(writer: Writer, other: Path, path: Path) -> None:
+    """Gives another rank's payload a second name, like `publish`."""
+    _name(writer, path, lambda: atomic.share(other, path))
+
+
+def _name(writer: Writer, path: Path, give: Callable[[], None]) -> None:
     for _ in range(_PATIENCE):
         atomic.make_dirs(path.parent)
         assert_owner(writer)
         try:
-            atomic.publish(path, content, writer.attempt.attempt)
+            give()
             return
         except FileExistsError:
             clear(writer, path)

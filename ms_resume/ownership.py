@@ -172,12 +172,17 @@ def _passed_stock(surveyed: Survey, origin: Origin | None) -> Iterable[DeadStock
         newer = floor is None or position.normal(known) > floor.normal(known)
         if newer and not ours.claims(surveyed, position):
             policies = [path for (role, _), path in surveyed.payloads[position].items() if role == "policy"]
-            if policies:  # without one it is torn, and nothing would say when it changes
-                yield DeadStock(position, tuple(_signature(surveyed.save, path) for path in sorted(policies)))
+            signatures = tuple(filter(None, (_signature(surveyed.save, path) for path in sorted(policies))))
+            if signatures:  # without a policy it is torn, and nothing would say when it changes
+                yield DeadStock(position, signatures)
 
 
-def _signature(save: Path, path: Path) -> tuple[str, int, int]:
-    status = path.stat()
+def _signature(save: Path, path: Path) -> tuple[str, int, int] | None:
+    """None where it is gone: a worker that is slow to die prunes after the survey."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return None
     return path.relative_to(save).as_posix(), status.st_size, status.st_mtime_ns
 
 

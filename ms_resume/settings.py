@@ -31,6 +31,10 @@ class Settings:
     keep_best: str = ""
     """The best complete checkpoint by a metric of its save stays as well: `max:reward`, `min:val_loss`."""
 
+    early_retention: bool = False
+    """Where a save does not fit, checkpoints beyond the two newest go before it and not after it. What `keep_every` and
+    `keep_best` ask for stays."""
+
     save_format: str = "safetensors"
     """`safetensors`, or `ckpt` for policy, optimizer and ref payloads that MindSpore writes with a CRC."""
 
@@ -57,6 +61,10 @@ class Settings:
     fence_check: int = 16
     """Before a fence opens, one tensor in so many is compared with its copy, others each time; 1 compares all, 0 none.
     What has changed too early is an error."""
+
+    share_replicas_s: float = 0.0
+    """On a shared file system data-parallel replicas write each file once between them; a rank waits so long for
+    another one's. 0: each writes its own."""
 
     verify_after_save: int = 0
     """Every so many saves what is on the disk is read back and compared before it counts; 1 each time, 0 never."""

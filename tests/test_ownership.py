@@ -278,3 +278,14 @@ def test_a_record_names_stock_positions_it_went_back_past(tmp_path: Path) -> Non
 
     assert [str(dead.position) for dead in long] == ["0_10"]
     assert list(short) == []
+
+
+def test_a_stock_file_that_goes_while_a_record_is_opened(tmp_path: Path) -> None:
+    """A worker that is slow to die prunes between the survey and the record: what is gone needs no record."""
+    stock_trees.healthy(tmp_path, (0, 2), (0, 4))
+    surveyed = survey.take(tmp_path, steps_per_epoch=10)
+    for rank in (0, 1):
+        stock_trees.payload_path(tmp_path, "policy", rank, (0, 4)).unlink()
+    attempt = ownership.open_attempt(surveyed, None, 1, after=0)
+
+    assert {dead.position for dead in attempt.dead_stock} == {Position(0, 2)}

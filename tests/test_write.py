@@ -5,7 +5,11 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -15,14 +19,14 @@ from runs import ThreadGroup, TinyRank, run_ranks
 import ms_resume
 from ms_resume import commit, locate
 from ms_resume.errors import DiskError
-from ms_resume.ondisk import ckpt, names, payload
-from ms_resume.records import Position
+from ms_resume.ondisk import atomic, ckpt, names, payload
+from ms_resume.records import Checkpoint, Position
 from ms_resume.state import Arrays, read_all
 
 SETTINGS = ms_resume.Settings(keep_last=2, heartbeat_s=0)
 
 
-def started(save: Path, world_size: int, *, resume: bool) -> list[TinyRank]:
+def started(save: Path, world_size: int, *, resume: bool, settings: ms_resume.Settings = SETTINGS) -> list[TinyRank]:
     def rank_main(group: ThreadGroup) -> TinyRank:
         me = TinyRank(group.rank)
         me.checkpointer = ms_resume.Checkpointer(
@@ -32,7 +36,7 @@ def started(save: Path, world_size: int, *, resume: bool) -> list[TinyRank]:
             ref=me.ref,
             components=me.components(),
             steps_per_epoch=100,
-            settings=SETTINGS,
+            settings=settings,
             group=group,
             say=me.said.append,
         )
@@ -40,6 +44,18 @@ def started(save: Path, world_size: int, *, resume: bool) -> list[TinyRank]:
         return me
 
     return run_ranks(world_size, rank_main).ok()
+
+
+def save_at(ranks: list[TinyRank], *steps: int) -> None:
+    """All ranks at once, step after step."""
+
+    def one(group: ThreadGroup) -> None:
+        checkpointer = ranks[group.rank].checkpointer
+        assert checkpointer is not None
+        for step in steps:
+            checkpointer.save(0, step)
+
+    run_ranks(len(ranks), one).ok()
 
 
 def latest(save: Path) -> str:
@@ -264,3 +280,47 @@ def test_what_the_disk_changes_does_not_count(
     assert read
     ms_resume_write(who, taken)
     assert latest(tmp_path) == "0_2"
+
+
+def room_for(save: Path, limit: int) -> Callable[[Path], Any]:
+    """A disk of `limit` bytes that holds nothing but payloads."""
+    real = os.statvfs
+
+    def statvfs(path: Path) -> Any:
+        used = sum(file.stat().st_size for file in save.glob("*/rank_*/*.safetensors"))
+        asked = real(path)
+        few = {name: getattr(asked, name) for name in dir(asked) if name.startswith("f_")}
+        return SimpleNamespace(**{**few, "f_frsize": 1, "f_bavail": limit - used})
+
+    return statvfs
+
+
+@pytest.mark.parametrize("early", [True, False])
+def test_room_is_made_before_a_save_where_that_is_allowed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, early: bool
+) -> None:
+    """Four checkpoints of two ranks fill the disk; the two oldest go, and each rank removes its own."""
+    settings = ms_resume.Settings(keep_last=0, heartbeat_s=0, early_retention=early)
+    ranks = started(tmp_path, 2, resume=False, settings=settings)
+    save_at(ranks, 1, 2, 3, 4)
+    full = sum(file.stat().st_size for file in tmp_path.glob("*/rank_*/*.safetensors"))
+    monkeypatch.setattr(os, "statvfs", room_for(tmp_path, full + 200))
+    if not early:
+        with pytest.raises(DiskError, match="this save needs"):
+            save_at(ranks, 5)
+    else:
+        save_at(ranks, 5)
+    whole = [str(found.position) for found in locate.every(tmp_path) if isinstance(found, Checkpoint)]
+
+    assert whole == (["0_5", "0_4", "0_3"] if early else ["0_4", "0_3", "0_2", "0_1"])
+
+
+def test_each_rank_says_its_own_warnings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With its number, unless it is rank 0."""
+    ranks = started(tmp_path, 2, resume=False)
+    refused = DiskError("meta.json: no", hint="", path="", errno=None)
+    monkeypatch.setattr(atomic, "replace", Mock(side_effect=refused))
+    save_at(ranks, 1)
+
+    assert any(text.startswith("ms_resume: warning: meta.json: no") for text in ranks[0].said)
+    assert any(text.startswith("ms_resume: rank 1: warning: meta.json: no") for text in ranks[1].said)

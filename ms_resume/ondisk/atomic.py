@@ -73,6 +73,17 @@ def publish(path: Path, content: Content, attempt: str) -> None:
     sync_dir(path.parent)
 
 
+def share(path: Path, other: Path) -> None:
+    """Gives the durable file `path` a second name, `other`, which is free. The bytes stay one file.
+
+    Raises:
+        FileExistsError: Another file stands at `other`; it is as it was.
+    """
+    with _reported(other, f"link to {path}"):
+        _link(path, other)
+    sync_dir(other.parent)
+
+
 def replace(path: Path, content: bytes, attempt: str) -> None:
     """Makes `path` hold `content`; a reader sees the old or the new one, never a mixture."""
     part = names.part(path, attempt)
@@ -246,11 +257,7 @@ def _place(part: Path, path: Path, *, never_nameless: bool = False) -> None:
         never_nameless: A power cut may keep the unlink and lose the link: then there is a sync in between.
     """
     try:
-        os.link(part, path)
-    except FileExistsError:
-        # A lost reply makes NFS repeat the call, which then finds its own work.
-        if not os.path.samestat(os.stat(part), os.stat(path)):
-            raise
+        _link(part, path)
     except OSError as error:
         if error.errno not in _NO_LINKS:
             raise
@@ -259,6 +266,15 @@ def _place(part: Path, path: Path, *, never_nameless: bool = False) -> None:
     if never_nameless:
         sync_dir(path.parent)
     _discard(part)  # the name is given; a second one that the disk does not let go is swept by the next start
+
+
+def _link(path: Path, other: Path) -> None:
+    try:
+        os.link(path, other)
+    except FileExistsError:
+        # A lost reply makes NFS repeat the call, which then finds its own work.
+        if not os.path.samestat(os.stat(path), os.stat(other)):
+            raise
 
 
 def _rename_noreplace(source: Path, target: Path) -> None:

@@ -44,7 +44,7 @@ class Checkpointer:
         parallel: The parallel strategy; another one is refused.
         schedule: When `due` says that it is time to save.
         group: The ranks; MindSpore's default group when left out.
-        say: Where banner and warnings go, on rank 0; standard error when left out.
+        say: Where the banner goes, on rank 0, and each rank's warnings; standard error when left out.
     """
 
     def __init__(
@@ -137,7 +137,7 @@ class Checkpointer:
         )
         after = session.prepare(self._job, request)
         loaded = session.load_newest(self._job, request)
-        saver, _ = agree.together(self._job.group, lambda: Saver(self._job, self._tell))
+        saver, _ = agree.together(self._job.group, lambda: Saver(self._job, self._say))
         self._writer, self._heartbeat = session.open_attempt(self._job, loaded, after)
         saver.ready(self._writer, session.previous_vote(self._job, loaded))
         self._saver = saver

@@ -20,6 +20,7 @@ from ms_resume.records import Position, Vote, Writer
 from ms_resume.resume import agree, restore
 from ms_resume.resume.session import Job
 from ms_resume.state import HostTensor, pack, scalar
+from ms_resume.write import replicas
 from ms_resume.write.staging import STAGED, Read, Staging
 
 POSITION = ("epoch_num", "step_num")
@@ -45,17 +46,18 @@ class Saver:
     """From the start of a run to its end; every rank has one.
 
     Args:
-        tell: Where warnings go.
+        say: Where warnings go, those of other ranks than 0 with their number.
 
     Raises:
         UsageError: There is no memory for the staging buffer.
     """
 
-    def __init__(self, job: Job, tell: Callable[[str], None]) -> None:
-        self._job, self._tell = job, tell
+    def __init__(self, job: Job, say: Callable[[str], None]) -> None:
+        self._job, self._say = job, say
         self._infos = {role: tensors.infos() for role, tensors in job.roles.items()}
         self._staged = STAGED if job.settings.save_optimizer else STAGED[:1]
         self._staging = self._new_staging() if job.settings.staging else None
+        self._replicas = self._sharing() if job.settings.share_replicas_s > 0 else replicas.Replicas()
         self._writer: Writer | None = None
         self._named: Vote | None = None
         self._latest: Vote | None = None
@@ -77,7 +79,8 @@ class Saver:
         A save that is still under way is waited for, or, where the setting says so, this one is skipped by all ranks.
         """
         if self._job.settings.when_busy == "skip" and self._busy_anywhere():
-            self._tell(f"ms_resume: {position} is not saved: the save before it is still under way")
+            if self._job.group.rank == 0:  # what all ranks do alike
+                self._tell(f"{position} is not saved: the save before it is still under way")
             return False
         self.wait()
         self.rest()
@@ -131,25 +134,31 @@ class Saver:
             self.wait()
             self.rest()
         except MsResumeError as error:
-            self._tell(f"ms_resume: the last save failed: {error.message}")
+            self._tell(f"the last save failed: {error.message}")
 
     def tidy(self) -> None:
         """What is left for retention to do, when nothing is under way."""
         self.rest()
         self._try_to_tidy()
 
-    def _try_to_tidy(self) -> None:
+    def _tell(self, text: str) -> None:
+        rank = self._job.group.rank
+        self._say(f"ms_resume: rank {rank}: {text}" if rank else f"ms_resume: {text}")
+
+    def _try_to_tidy(self, keep_last: int | None = None) -> None:
         """Whatever was saved counts all the same, and the next save tidies again."""
         try:
-            self._tidy()
+            self._tidy(keep_last)
         except (DiskError, Damaged, OSError) as error:
             said = str(error) if isinstance(error, OSError) else error.message
-            self._tell(f"ms_resume: warning: retention: {said}")
+            self._tell(f"warning: retention: {said}")
 
     def _save(self, snapshot: write.Snapshot, about: Mapping[str, Any]) -> write.Saved:
-        saved = write.save(self._started(), snapshot, about, self._previous())
+        fewest = partial(self._try_to_tidy, retention.NEVER_FEWER_THAN)
+        make_room = fewest if self._job.settings.early_retention else None
+        saved = write.save(self._started(), snapshot, about, self._previous(), make_room)
         for warning in saved.warnings:
-            self._tell(f"ms_resume: warning: {warning}")
+            self._tell(f"warning: {warning}")
         self._latest = saved.vote
         return saved
 
@@ -167,6 +176,17 @@ class Saver:
         infos["policy"] |= {name: scalar(0).info for name in POSITION}
         return Staging(infos, nets.shared(self._job.roles["policy"], self._job.roles["optimizer"]))
 
+    def _sharing(self) -> replicas.Replicas:
+        """Only of a staged file it is known what it holds before it is written."""
+        settings, group = self._job.settings, self._job.group
+        if not settings.staging or settings.save_format != "safetensors":
+            raise UsageError(
+                "MS_RESUME_SHARE_REPLICAS_S needs a staging buffer and safetensors files",
+                hint="unset it, or MS_RESUME_STAGING and MS_RESUME_SAVE_FORMAT",
+            )
+        dealt = replicas.deal(self._job.about["parallel"], group.rank, group.world_size)
+        return replicas.Replicas(dealt, settings.share_replicas_s)
+
     def _snapshot(self, position: Position) -> write.Snapshot:
         reads = self._reads()
         numbers = dict(zip(POSITION, (scalar(position.epoch), scalar(position.step)), strict=True))
@@ -183,6 +203,7 @@ class Saver:
             values=values,
             file_format=self._job.settings.save_format,
             staged=dict.fromkeys(self._staged, staged) if staged else {},
+            replicas=self._replicas,
             read_back=bool(self._job.settings.verify_after_save)
             and self._saves % self._job.settings.verify_after_save == 0,
         )
@@ -224,15 +245,20 @@ class Saver:
             self._named = self._latest
         return self._named
 
-    def _tidy(self) -> None:
-        """Moves `latest`, and lets retention do its part. What it cannot do now it does after the next save."""
+    def _tidy(self, keep_last: int | None = None) -> None:
+        """Moves `latest`, and lets retention do its part. What it cannot do now it does after the next save.
+
+        Args:
+            keep_last: Instead of the setting.
+        """
         writer = self._started()
         newest = self._previous()
         if newest is not None:
             commit.point_latest(writer, newest.position)
         if writer.rank == 0:
             settings = self._job.settings
-            keep = retention.Keep(settings.keep_last, settings.keep_every, settings.keep_best)
+            last = settings.keep_last if keep_last is None else keep_last
+            keep = retention.Keep(last, settings.keep_every, settings.keep_best)
             retention.sweep(writer, survey.take(writer.save), keep)
         retention.remove_payloads(writer)
 
@@ -290,7 +316,7 @@ class _Flight:
     def _await(self, event: threading.Event) -> None:
         if not event.wait(self._timeout_s):
             late = f"the save of {self.snapshot.position} is waited for since {self._timeout_s:g} s"
-            self._tell(f"ms_resume: warning: {late}")
+            self._tell(f"warning: {late}")
             event.wait()
 
     def rest(self) -> None:

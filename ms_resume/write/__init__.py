@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ from ms_resume.ondisk import names
 from ms_resume.records import Payload, Position, Vote, Writer
 from ms_resume.state import HostTensor, infos
 from ms_resume.write import files, readback, room
+from ms_resume.write.replicas import Replicas
 from ms_resume.write.staging import Staged, Staging
 
 _SMALL_FILES = 6
@@ -41,6 +42,7 @@ class Snapshot:
     file_format: str = "safetensors"
     staged: Mapping[str, Staged] = field(default_factory=dict)
     read_back: bool = False
+    replicas: Replicas = field(default_factory=Replicas)
     written: list[int] = field(default_factory=list)
     """Grows with the bytes of each piece that was written."""
 
@@ -80,13 +82,20 @@ def size_of(snapshot: Snapshot) -> int:
     return sum(files.size_of(snapshot, role) for role in snapshot.roles)
 
 
-def save(writer: Writer, snapshot: Snapshot, about: Mapping[str, Any], previous: Vote | None) -> Saved:
+def save(
+    writer: Writer,
+    snapshot: Snapshot,
+    about: Mapping[str, Any],
+    previous: Vote | None,
+    make_room: Callable[[], None] | None = None,
+) -> Saved:
     """Saves and commits this rank's part of a checkpoint.
 
     Args:
         about: What the vote says besides: `steps_per_epoch`, `layout`, `parallel`, `config`, `model_config`,
             `metrics`, `tool`.
         previous: This rank's vote in a live, complete checkpoint: its reference is named again while unchanged.
+        make_room: Removes older checkpoints, when there is too little room for this one.
 
     Raises:
         DiskError: The position does not count; every older checkpoint is as it was, and training may go on.
@@ -94,10 +103,16 @@ def save(writer: Writer, snapshot: Snapshot, about: Mapping[str, Any], previous:
         Superseded: A newer attempt owns the directory; nothing more may be written by this process.
     """
     with _reported():
-        return _save(writer, snapshot, about, previous)
+        return _save(writer, snapshot, about, previous, make_room)
 
 
-def _save(writer: Writer, snapshot: Snapshot, about: Mapping[str, Any], previous: Vote | None) -> Saved:
+def _save(
+    writer: Writer,
+    snapshot: Snapshot,
+    about: Mapping[str, Any],
+    previous: Vote | None,
+    make_room: Callable[[], None] | None,
+) -> Saved:
     ownership.assert_owner(writer)
     if standing := commit.standing_vote(writer, snapshot.position):
         return Saved(standing, False, 0, tuple(_record_meta(writer, standing)))
@@ -108,10 +123,15 @@ def _save(writer: Writer, snapshot: Snapshot, about: Mapping[str, Any], previous
         snapshot.taken.set()
     due = [role for role in snapshot.roles if role != "ref" or reference is None]
     paths = {role: files.path_of(writer, snapshot, role) for role in due}
-    room.check(writer.save, sum(files.size_of(snapshot, role) for role in due), len(due) + _SMALL_FILES)
+    own = [role for role in due if snapshot.replicas.writes(role)]
+    size = sum(files.size_of(snapshot, role) for role in own)
+    room.check(writer.save, size, len(due) + _SMALL_FILES, ranks=writer.world_size, make=make_room)
     commit.retract(writer, snapshot.position, paths.values())
     with _all_or_none(writer, snapshot, paths):
-        written = [files.write(writer, snapshot, role, path) for role, path in paths.items()]
+        written = [files.write(writer, snapshot, role, paths[role]) for role in own]
+        others = {role: path for role, path in paths.items() if role not in own}
+        linked, warnings = snapshot.replicas.link(writer, snapshot, others)  # now that none waits for this rank's own
+        written += [files.write(writer, snapshot, role, paths[role]) for role in others if role not in linked]
         for file in written if snapshot.read_back else ():
             readback.check(writer.save / file.path, file)
         if reference is not None and not commit.in_place(writer.save, reference):
@@ -121,9 +141,9 @@ def _save(writer: Writer, snapshot: Snapshot, about: Mapping[str, Any], previous
                 path=str(writer.save / reference.path),
                 errno=errno.ENOENT,
             )
-        vote = _vote(writer, snapshot, [*written, reference] if reference else written, about)
+        vote = _vote(writer, snapshot, [*written, *linked.values(), *filter(None, [reference])], about)
         commit.cast(writer, vote)
-    return Saved(vote, True, sum(file.bytes for file in written), tuple(_record_meta(writer, vote)))
+    return Saved(vote, True, sum(file.bytes for file in written), (*warnings, *_record_meta(writer, vote)))
 
 
 @contextlib.contextmanager

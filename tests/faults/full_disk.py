@@ -163,11 +163,11 @@ def _saves(case: Case, save: Path, filler: Filler, tell: Tell) -> str:
 def _save_each(job: Job) -> tuple[str, list[int]]:
     """What is wrong with an error that a save raised; and the ranks whose saves failed."""
     failed = []
-    for rank in job.ranks:
+    for number, rank in enumerate(job.ranks):
         try:
             rank.save(_FAILED.step)
         except DiskError as error:
-            failed.append(rank.rank)
+            failed.append(number)
             if str(job.save_dir) not in error.message or os.strerror(errno.ENOSPC) not in error.message:
                 return f"the error names no path or no cause: {error.message}", failed
     return "", failed

@@ -18,6 +18,7 @@ import ms_resume
 from ms_resume.framework import version
 from ms_resume.resume import checkpointer as _loaded  # noqa: F401  # lazily loaded otherwise, by each child anew
 from ms_resume.state import Arrays
+from ms_resume.strategies import Parallel, Strategy
 
 version.tool()  # looked up once in a process, and so once for all children
 T = TypeVar("T")
@@ -117,14 +118,13 @@ class Rank:
     checkpointer: ms_resume.Checkpointer
     start: ms_resume.Position
 
-    def __init__(self, rank: int) -> None:
-        self.rank = rank
+    def __init__(self, seed: int) -> None:
         self.said: list[str] = []
-        self.policy = Arrays(w=np.full(_ITEMS, float(rank), np.float32), bias=np.zeros(3, np.float16))
+        self.policy = Arrays(w=np.full(_ITEMS, float(seed), np.float32), bias=np.zeros(3, np.float16))
         moments = Arrays({"adam_m.w": np.zeros(_ITEMS, np.float32)})
         self.optimizer = Arrays({**self.policy, **moments, "global_step": np.zeros(1, np.int32)})
         self.ref = Arrays(w=np.ones(_ITEMS, np.float32))
-        self.rng = np.random.default_rng(rank)
+        self.rng = np.random.default_rng(seed)
         self.scale = Scale()
 
     def train_one_step(self, tag: int, *, new_reference: bool) -> None:
@@ -158,20 +158,35 @@ Digests = tuple[str, ...]
 
 
 class Job:
-    """All ranks of one start of the run, in this process."""
+    """All ranks of one start of the run, in this process.
+
+    Args:
+        replicas: All have the same state, and share the work; who waits for another one's file does so in vain if that
+            one's turn comes later.
+    """
 
     def __init__(
-        self, save: Path, world_size: int, tag: int = 0, *, keep_last: int = 2, save_format: str = "safetensors"
+        self,
+        save: Path,
+        world_size: int,
+        tag: int = 0,
+        *,
+        keep_last: int = 2,
+        save_format: str = "safetensors",
+        replicas: bool = False,
     ) -> None:
-        self.save_dir, self.world_size, self.tag = save, world_size, tag
-        self.settings = ms_resume.Settings(keep_last=keep_last, heartbeat_s=0, save_format=save_format)
+        self.save_dir, self.world_size, self.tag, self.replicas = save, world_size, tag, replicas
+        self.settings = ms_resume.Settings(
+            keep_last=keep_last, heartbeat_s=0, save_format=save_format, share_replicas_s=0.001 if replicas else 0
+        )
         self.ranks: list[Rank] = []
 
     def start(self, *, resume: bool = True, **arguments: Any) -> Digests:
         def rank_main(group: Group) -> Rank:
-            me = Rank(group.rank)
+            me = Rank(0 if self.replicas else group.rank)
             me.checkpointer = ms_resume.Checkpointer(
                 self.save_dir,
+                parallel=Strategy("", self.world_size, Parallel(self.world_size, 1, 1)).as_json(),
                 policy=me.policy,
                 optimizer=me.optimizer,
                 ref=me.ref,

@@ -103,8 +103,8 @@ MUTANTS: list[Mutant] = [
         ATOMIC,
         (
             "publish does not sync the directory",
-            "            _discard(part)\n            raise\n    sync_dir(path.parent)\n\n\ndef replace",
-            "            _discard(part)\n            raise\n\n\ndef replace",
+            "            _discard(part)\n            raise\n    sync_dir(path.parent)\n\n\ndef share",
+            "            _discard(part)\n            raise\n\n\ndef share",
             (_power(SAVE),),
         ),
         (
@@ -134,6 +134,12 @@ MUTANTS: list[Mutant] = [
             "    part = names.part(path, attempt)\n    if path.exists():\n        raise FileExistsError\n    _write_part(path, content)\n"
             "    with _reported(part, \"publish\"):\n        try:\n            pass\n",
             (_dying(SAVE, "in the middle"), _dying(START, "in the middle")),
+        ),
+        (
+            "share does not sync the directory",
+            "        _link(path, other)\n    sync_dir(other.parent)\n",
+            "        _link(path, other)\n",
+            (_power("a save that replicas share, 2 ranks"),),
         ),
         (
             "replace does not sync the directory",
@@ -282,13 +288,13 @@ MUTANTS: list[Mutant] = [
         ),
         (
             "a name that another file has counts as given",
-            "            raise\n    except OSError as error:\n        if error.errno not in _NO_LINKS:",
-            "            pass\n    except OSError as error:\n        if error.errno not in _NO_LINKS:",
+            "        if not os.path.samestat(os.stat(path), os.stat(other)):\n            raise\n",
+            "        pass\n",
             (_two("start of 1 stopped before"), _zombie(SAVE)),
         ),
         (
             "a lost reply makes a file stand in its own way",
-            "        if not os.path.samestat(os.stat(part), os.stat(path)):\n            raise\n",
+            "        if not os.path.samestat(os.stat(path), os.stat(other)):\n            raise\n",
             "        raise\n",
             (_dying("where replies are lost, 1 rank"),),
         ),
@@ -378,13 +384,13 @@ MUTANTS: list[Mutant] = [
         ),
         (
             "meta.json before the vote",
-            "        commit.cast(writer, vote)\n    return Saved(vote, True, sum(file.bytes for file in written), tuple(_record_meta(writer, vote)))",
+            "        commit.cast(writer, vote)\n    return Saved(vote, True, sum(file.bytes for file in written), (*warnings, *_record_meta(writer, vote)))",
             "        warned = _record_meta(writer, vote)\n        commit.cast(writer, vote)\n    return Saved(vote, True, sum(file.bytes for file in written), tuple(warned))",
             (_dying(SAVE),),
         ),
         (
             "a save does not touch meta.json",
-            "sum(file.bytes for file in written), tuple(_record_meta(writer, vote)))",
+            "sum(file.bytes for file in written), (*warnings, *_record_meta(writer, vote)))",
             "sum(file.bytes for file in written), ())",
             (_dying(SAVE),),
         ),
@@ -456,8 +462,8 @@ MUTANTS: list[Mutant] = [
         ),
         (
             "publish does not ask who owns the directory",
-            "        atomic.make_dirs(path.parent)\n        assert_owner(writer)\n        try:\n            atomic.publish",
-            "        atomic.make_dirs(path.parent)\n        try:\n            atomic.publish",
+            "        atomic.make_dirs(path.parent)\n        assert_owner(writer)\n        try:\n            give()",
+            "        atomic.make_dirs(path.parent)\n        try:\n            give()",
             (_zombie(SAVE), _zombie(TORN), _zombie(FIRST)),
         ),
         (

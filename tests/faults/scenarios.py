@@ -104,13 +104,13 @@ def named(name: str, world_size: int) -> Scenario:
 
 
 def run(
-    world_size: int, *steps: int, tag: int = 0, resume: bool = False, save_format: str = "safetensors", **start: Any
+    world_size: int, *steps: int, tag: int = 0, resume: bool = False, **job_settings: Any
 ) -> Callable[[Stage], None]:
     """A run that saves at these steps of epoch 0, all of them whole, and keeps them."""
 
     def act(stage: Stage) -> None:
-        job = Job(stage.save, world_size, tag, keep_last=0, save_format=save_format)
-        job.start(resume=resume, **start)
+        job = Job(stage.save, world_size, tag, keep_last=0, **job_settings)
+        job.start(resume=resume)
         for step in steps:
             stage.saves(job, step, job.train())
 
@@ -439,6 +439,9 @@ def of_size(world_size: int) -> list[Scenario]:
         if n > 1
     ]
     if n > 1:
+        same = run(n, 2, 4, replicas=True)
+        shared = save_next(n, 6, replicas=True, new_reference=True)
+        apart.append(Scenario("a save that replicas share", n, same, shared))
         apart.append(Scenario("pruned on the word of a rank that died", n, plain, save_then_prune(n, 6)))
     stock_only = in_order(stock.trains(n, 2), stock.trains(n, 4, 2))
     formats = in_order(run(n, 2, save_format="ckpt"), run(n, 4, resume=True))
