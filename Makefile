@@ -33,7 +33,7 @@ faults-peers: ## kills the saves of other tools too, and puts the table into doc
 bench-save: export VENV = $(CURDIR)/.venv-bench
 bench-save: ## how fast a save is, beside the raw disk and other tools; about half an hour
 	@EXTRAS=bench scripts/setup_venv.sh
-	$(RUN) python benchmarks/bench_save.py --json benchmarks/results/save.json $(ARGS)
+	$(RUN) python benchmarks/bench_save.py --report benchmarks/results/save $(ARGS)
 
 test: setup ## the whole test suite; ARGS= goes to pytest
 	$(RUN) python -m pytest $(ARGS)

@@ -1,6 +1,6 @@
 """How fast a save is: blocked time, time to durable, peak memory, and what a save adds to the wall time of training.
 
-    python benchmarks/bench_save.py [--sizes 16M,256M,1G,4G] [--rounds N] [--only TEXT] [--directory DIR] [--json FILE]
+    python benchmarks/bench_save.py [--sizes 16M,1G] [--rounds N] [--only TEXT] [--directory DIR] [--report FILE]
 
 All rows of one size are interleaved, in another order each round; ratios are of medians. `make bench-save` installs the
 other tools into an environment of their own; without them their rows say so.
@@ -19,6 +19,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -29,11 +30,13 @@ from rich.console import Console
 from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).parent))
-from savers import State, rows
+from savers import Finish, Row, Save, State, checkpointing, rows
 
 os.environ.setdefault("GLOG_v", "3")  # MindSpore warns of every save
 UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
-RAW, COPY = "raw direct write + fsync", "memcpy"
+RAW = "raw direct write + fsync"
+ALL_AT_ONCE = 1 << 30
+"""Bytes up to which the copies of all rows fit into memory beside each other."""
 
 
 @dataclass
@@ -49,36 +52,60 @@ class Measured:
 
 
 def measure(size: int, tensors: int, rounds: int, top: Path, only: str) -> list[Measured]:
-    """Every row, once a round and once before as a warm-up, each in a directory of its own."""
+    """Every row once a round, in another order each time, and once before as a warm-up; each in its own directory."""
     state = State.of(size, tensors)
     found = [Measured(row.name, skipped=row.missing()) for row in rows() if only in row.name]
     able = [(row, m) for row in rows() for m in found if row.name == m.name and not m.skipped]
     with contextlib.ExitStack() as stack:
-        made, held = [], {}
-        for row, measured in able:
-            directory = top / str(len(made))
-            directory.mkdir()
-            before = _memory("VmRSS")
-            made.append((row, measured, directory, stack.enter_context(row.make(directory, state))))
-            held[row.name] = _memory("VmRSS") - before
-        for number in range(1, rounds + 2):
-            for row, measured, directory, (save, finish) in random.Random(number).sample(made, len(made)):
-                _settle()
-                before = _memory("VmRSS")
-                began = time.perf_counter()
-                blocked = save(number)
-                finish()
-                if not row.synced:
-                    _sync(directory)
-                durable = time.perf_counter() - began
-                if number > 1:
-                    measured.blocked.append(blocked)
-                    measured.durable += [durable] if row.durable else []
-                    measured.peak_bytes = max(measured.peak_bytes, held[row.name] + _memory("VmHWM") - before)
-                    measured.disk_bytes = measured.disk_bytes or _bytes_in(directory)
-                if not row.name.startswith("ms_resume"):
-                    _empty(directory)
+        bench = [stack.enter_context(_on_the_bench(row, m, top / row.name, state)) for row, m in able]
+        for number in range(rounds + 1):
+            for save_once in random.Random(number).sample(bench, len(bench)):
+                save_once(number)
     return found
+
+
+@contextlib.contextmanager
+def _on_the_bench(row: Row, measured: Measured, directory: Path, state: State) -> Iterator[Callable[[int], None]]:
+    """Yields what saves once in the round that it is given; round 0 is not counted. Where all rows together have no
+    room in memory, a row is made anew for each round, and warmed up each time."""
+    directory.mkdir()
+    before = _memory("VmRSS")
+    if state.bytes <= ALL_AT_ONCE:
+        with row.make(directory, state) as (save, finish):
+            held = _memory("VmRSS") - before
+            yield lambda number: _save_once(row, measured, directory, save, finish, held, number)
+        return
+
+    def anew(number: int) -> None:
+        before = _memory("VmRSS")
+        with row.make(directory, state) as (save, finish):
+            held = _memory("VmRSS") - before
+            for of_pair in (0, number):
+                _save_once(row, measured, directory, save, finish, held, of_pair, step=2 * number + (of_pair > 0))
+        shutil.rmtree(directory)
+        directory.mkdir()
+
+    yield lambda number: anew(number) if number else None
+
+
+def _save_once(
+    row: Row, measured: Measured, directory: Path, save: Save, finish: Finish, held: int, number: int, step: int = 0
+) -> None:
+    _settle()
+    before = _memory("VmRSS")
+    began = time.perf_counter()
+    blocked = save(1 + (step or number))
+    finish()
+    if not row.synced:
+        _sync(directory)
+    durable = time.perf_counter() - began
+    if number:
+        measured.blocked.append(blocked)
+        measured.durable += [durable] if row.durable else []
+        measured.peak_bytes = max(measured.peak_bytes, held + _memory("VmHWM") - before)
+        measured.disk_bytes = measured.disk_bytes or _bytes_in(directory)
+    if not row.name.startswith("ms_resume"):
+        _empty(directory)
 
 
 def training(size: int, saves: int, rollout_s: float, top: Path) -> dict[str, float]:
@@ -89,42 +116,29 @@ def training(size: int, saves: int, rollout_s: float, top: Path) -> dict[str, fl
         for how in random.Random(number).sample(sorted(walls), len(walls)):
             directory = top / f"training-{number}-{how}"
             _settle()
-            walls[how].append(_run(state, directory, how, steps, rollout_s))
+            with checkpointing(directory, state) as checkpointer:
+                walls[how].append(_train(checkpointer, state, how, steps, rollout_s))
             shutil.rmtree(directory, ignore_errors=True)
     alone = statistics.median(walls.pop("none"))
     return {how: (statistics.median(wall) - alone) / saves for how, wall in walls.items()}
 
 
-def _run(state: State, directory: Path, how: str, steps: int, rollout_s: float) -> float:
-    import ms_resume
-    from ms_resume.framework.group import Solo
-    from ms_resume.state import Arrays
-
+def _train(checkpointer: Any, state: State, how: str, steps: int, rollout_s: float) -> float:
     matrix = np.ones((512, 512), np.float32)
-    with ms_resume.Checkpointer(
-        directory,
-        policy=Arrays(state.weights),
-        optimizer=Arrays({**state.weights, **state.moments}),
-        steps_per_epoch=1 << 20,
-        settings=ms_resume.Settings(heartbeat_s=0, keep_last=2),
-        group=Solo(),
-        say=lambda text: None,
-    ) as checkpointer:
-        checkpointer.start(resume=False)
-        began = time.perf_counter()
-        for step in range(1, steps + 1):
-            if step % 3 == 0 and how != "none":
-                (checkpointer.save if how == "waits" else checkpointer.begin)(0, step)
-                if how == "copies":
-                    checkpointer.fence()
-            until = time.perf_counter() + rollout_s
-            while time.perf_counter() < until:  # a rollout: this process computes, and mostly waits for a device
-                matrix @ matrix
-                time.sleep(0.02)
-            checkpointer.fence()
-            for array in (*state.weights.values(), *state.moments.values()):
-                array += 1e-6
-        return time.perf_counter() - began
+    began = time.perf_counter()
+    for step in range(1, steps + 1):
+        if step % 3 == 0 and how != "none":
+            (checkpointer.save if how == "waits" else checkpointer.begin)(0, step)
+            if how == "copies":
+                checkpointer.fence()
+        until = time.perf_counter() + rollout_s
+        while time.perf_counter() < until:  # a rollout: this process computes, and mostly waits for a device
+            matrix @ matrix
+            time.sleep(0.02)
+        checkpointer.fence()
+        for array in (*state.weights.values(), *state.moments.values()):
+            array += 1e-6
+    return time.perf_counter() - began
 
 
 def _settle() -> None:
@@ -165,27 +179,39 @@ def _empty(directory: Path) -> None:
             path.unlink()
 
 
-def table(size: int, tensors: int, found: list[Measured]) -> Table:
-    """Medians and minima in seconds; ratios are of medians, higher is better."""
-    shown = Table(title=f"{size / 2**20:g} MiB in {tensors} tensors")
-    for heading in ("save", "blocked (min) s", "s/GiB", "durable (min) s", "of raw", "memory / bytes"):
-        shown.add_column(heading, justify="left" if heading == "save" else "right")
+HEADINGS = ("save", "blocked s", "s/GiB", "durable s", "of raw", "memory")
+
+
+def lines(size: int, found: list[Measured]) -> list[tuple[str, ...]]:
+    """Medians (minima) in seconds; *of raw* is the raw write's median divided by the row's; memory by bytes saved."""
     raw = next((statistics.median(m.durable) for m in found if m.name == RAW and m.durable), None)
-    for m in found:
-        if m.skipped or not m.blocked:
-            shown.add_row(m.name, m.skipped or "-", *[""] * 4)
-            continue
-        blocked = statistics.median(m.blocked)
-        durable = statistics.median(m.durable) if m.durable else None
-        shown.add_row(
-            m.name,
-            f"{blocked:.4f} ({min(m.blocked):.4f})",
-            f"{blocked / (size / 2**30):.4f}",
-            f"{durable:.3f} ({min(m.durable):.3f})" if durable else "-",
-            f"{raw / durable:.2f}" if raw and durable else "",
-            f"{m.peak_bytes / size:.2f}",
-        )
+    return [_line(m, size, raw) if m.blocked else (m.name, m.skipped, *[""] * 4) for m in found]
+
+
+def _line(m: Measured, size: int, raw: float | None) -> tuple[str, ...]:
+    blocked, durable = statistics.median(m.blocked), statistics.median(m.durable) if m.durable else None
+    return (
+        m.name,
+        f"{blocked:.4f} ({min(m.blocked):.4f})",
+        f"{blocked / (size / 2**30):.4f}",
+        f"{durable:.3f} ({min(m.durable):.3f})" if durable else "-",
+        f"{raw / durable:.2f}" if raw and durable else "",
+        f"{m.peak_bytes / size:.2f}",
+    )
+
+
+def table(title: str, rows: list[tuple[str, ...]]) -> Table:
+    shown = Table(title=title)
+    for heading in HEADINGS:
+        shown.add_column(heading, justify="left" if heading == "save" else "right")
+    for row in rows:
+        shown.add_row(*row)
     return shown
+
+
+def markdown(title: str, rows: list[tuple[str, ...]]) -> str:
+    cells = [HEADINGS, ("---",) * len(HEADINGS), *rows]
+    return "\n".join([f"## {title}", "", *(f"| {' | '.join(row)} |" for row in cells), ""])
 
 
 def versions() -> dict[str, str]:
@@ -204,28 +230,33 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=0, help="of each row (9 up to 1G, 3 above)")
     parser.add_argument("--only", default="", metavar="TEXT", help="rows whose name contains this")
     parser.add_argument("--directory", type=Path, help="on the disk that is measured (a temporary one)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="all numbers")
+    parser.add_argument("--report", type=Path, metavar="FILE", help="tables to FILE.md, all numbers to FILE.json")
     parser.add_argument("--no-training", action="store_true", help="leaves out what a save adds to training")
     arguments = parser.parse_args()
     results: dict[str, Any] = {"versions": versions(), "saves": [], "training": []}
+    report = ["# Results of `make bench-save`", "", ", ".join(f"{k} {v}" for k, v in versions().items()) + ".", ""]
     console = Console(width=130)
     for text in arguments.sizes.split(","):
         size = int(text[:-1]) * UNITS[text[-1]]
         for tensors in map(int, arguments.tensors.split(",")):
+            rounds = arguments.rounds or (9 if size <= ALL_AT_ONCE else 3)
             with tempfile.TemporaryDirectory(dir=arguments.directory) as top:
-                rounds = arguments.rounds or (9 if size <= 1 << 30 else 3)
                 found = measure(size, tensors, rounds, Path(top), arguments.only)
+            title, rows = f"{size / 2**20:g} MiB in {tensors} tensors, {rounds} rounds", lines(size, found)
             results["saves"].append({"bytes": size, "tensors": tensors, "rows": [asdict(m) for m in found]})
-            console.print(table(size, tensors, found))
-        if not arguments.no_training and size <= 1 << 30:
+            report.append(markdown(title, rows))
+            console.print(table(title, rows))
+        if not arguments.no_training and size <= ALL_AT_ONCE:
             with tempfile.TemporaryDirectory(dir=arguments.directory) as top:
                 added = training(size, 4, 0.5 + size / 2**30, Path(top))
             results["training"].append({"bytes": size, "added_s": added})
             said = ", ".join(f"{how} {seconds:.4f} s" for how, seconds in added.items())
-            console.print(f"a save of {text} adds to training: {said}")
-    if arguments.json:
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps(results, indent=1) + "\n")
+            report.append(f"Each save of {text} adds to the wall time of training: {said}.\n")
+            console.print(report[-1])
+    if arguments.report:
+        arguments.report.parent.mkdir(parents=True, exist_ok=True)
+        arguments.report.with_suffix(".json").write_text(json.dumps(results) + "\n")
+        arguments.report.with_suffix(".md").write_text("\n".join(report))
     return 0
 
 

@@ -118,22 +118,28 @@ def _raw(directory: Path, state: State) -> Iterator[tuple[Save, Finish]]:
 
 
 @contextlib.contextmanager
-def _ours(directory: Path, state: State, how: str, rollout_s_per_gib: float = 1.0, **settings: Any) -> Iterator[Any]:
+def checkpointing(save: Path, state: State, **settings: Any) -> Iterator[Any]:
+    """A `Checkpointer` of one rank, started."""
     import ms_resume
     from ms_resume.framework.group import Solo
     from ms_resume.state import Arrays
 
-    settings = {"heartbeat_s": 0, "keep_last": 2, **settings}
     with ms_resume.Checkpointer(
-        directory / "save",
+        save,
         policy=Arrays(state.weights),
         optimizer=Arrays({**state.weights, **state.moments}),
         steps_per_epoch=1 << 20,
-        settings=ms_resume.Settings(**settings),
+        settings=ms_resume.Settings(**{"heartbeat_s": 0, "keep_last": 2, **settings}),
         group=Solo(),
         say=lambda text: None,
     ) as checkpointer:
         checkpointer.start(resume=False)
+        yield checkpointer
+
+
+@contextlib.contextmanager
+def _ours(directory: Path, state: State, how: str, rollout_s_per_gib: float = 1.0, **settings: Any) -> Iterator[Any]:
+    with checkpointing(directory / "save", state, **settings) as checkpointer:
 
         def save(number: int) -> float:
             if how == "waits":

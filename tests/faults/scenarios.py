@@ -104,13 +104,19 @@ def named(name: str, world_size: int) -> Scenario:
 
 
 def run(
-    world_size: int, *steps: int, tag: int = 0, resume: bool = False, **job_settings: Any
+    world_size: int,
+    *steps: int,
+    tag: int = 0,
+    resume: bool = False,
+    save_format: str = "safetensors",
+    replicas: bool = False,
+    **start: Any,
 ) -> Callable[[Stage], None]:
     """A run that saves at these steps of epoch 0, all of them whole, and keeps them."""
 
     def act(stage: Stage) -> None:
-        job = Job(stage.save, world_size, tag, keep_last=0, **job_settings)
-        job.start(resume=resume)
+        job = Job(stage.save, world_size, tag, keep_last=0, save_format=save_format, replicas=replicas)
+        job.start(resume=resume, **start)
         for step in steps:
             stage.saves(job, step, job.train())
 
