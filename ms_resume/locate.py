@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ms_resume import layouts
 from ms_resume.errors import Damaged, MsResumeError, NothingToResume, Torn
-from ms_resume.layouts import survey
+from ms_resume.layouts import Holding, SaveDirectory, survey
 from ms_resume.layouts.survey import Survey
 from ms_resume.records import Checkpoint, Located, Position, Rejection
 
@@ -32,7 +32,8 @@ def latest(
     check: Check | None = None,
     excluded: Collection[Rejection] = (),
 ) -> Located:
-    """The newest whole checkpoint. Cost does not grow with checkpoints older than it.
+    """The newest whole checkpoint that a resume can take: ours, or stock MindRLHF's. Cost does not grow with
+    checkpoints older than it.
 
     Args:
         ref_dir: Where a stock job keeps its reference, if not in `<save>/ref`.
@@ -44,15 +45,19 @@ def latest(
         UsageError: `save` is not a directory.
         Damaged: An attempt record cannot be read.
     """
-    surveyed = survey.take(save, ref_dir, steps_per_epoch)
+    return newest(SaveDirectory(survey.take(save, ref_dir, steps_per_epoch)), check=check, excluded=excluded)
+
+
+def newest(holding: Holding, *, check: Check | None = None, excluded: Collection[Rejection] = ()) -> Located:
+    """The newest whole checkpoint of any layout, and why each newer position is not it."""
     known = {rejection.position: rejection for rejection in excluded}
     rejected: list[Rejection] = []
-    for verdict in verdicts(surveyed, known):
+    for verdict in verdicts(holding, known):
         outcome = _checked(verdict, check)
         if isinstance(outcome, Checkpoint):
-            return Located(save, outcome, tuple(rejected), outcome.warnings)
+            return Located(holding.save, outcome, tuple(rejected), outcome.warnings)
         rejected.append(outcome)
-    return Located(save, None, tuple(rejected))
+    return Located(holding.save, None, tuple(rejected))
 
 
 def at(
@@ -75,7 +80,7 @@ def at(
     found = _checked(layouts.judge(surveyed, position), check)
     if isinstance(found, Rejection):
         raise refusal(save, found)
-    newer = takewhile(lambda verdict: verdict.position != position, verdicts(surveyed))
+    newer = takewhile(lambda verdict: verdict.position != position, verdicts(SaveDirectory(surveyed)))
     return Located(save, found, tuple(_left_behind(verdict, position) for verdict in newer), found.warnings)
 
 
@@ -107,18 +112,12 @@ def refusal(save: Path, rejection: Rejection) -> MsResumeError:
 
 def every(save: Path, *, ref_dir: Path | None = None) -> list[Checkpoint | Rejection]:
     """The verdict on each position, newest first."""
-    return list(verdicts(survey.take(save, ref_dir)))
+    return list(verdicts(SaveDirectory(survey.take(save, ref_dir))))
 
 
-def verdicts(surveyed: Survey, known: dict[Position, Rejection] | None = None) -> Iterator[Checkpoint | Rejection]:
-    for position in surveyed.positions:
-        deleted = position in surveyed.deleted and position not in surveyed.voted
-        if deleted and layouts.ours.claims(surveyed, position):
-            continue  # retention has spoken; its payloads are on their way out
-        if known and position in known:
-            yield known[position]
-        else:
-            yield layouts.judge(surveyed, position)
+def verdicts(holding: Holding, known: dict[Position, Rejection] | None = None) -> Iterator[Checkpoint | Rejection]:
+    for position in holding.positions:
+        yield known[position] if known and position in known else holding.judge(position)
 
 
 def never_whole(surveyed: Survey) -> bool:

@@ -256,15 +256,6 @@ def empty(save: Path) -> None:
     save.mkdir()
 
 
-def mindformers(save: Path) -> None:
-    (save / "checkpoint" / "rank_0").mkdir(parents=True)
-    (save / "checkpoint" / "rank_0" / "llama_7b_rank_0-3_2.ckpt").touch()
-
-
-def iterations(save: Path) -> None:
-    (save / "iteration_00000010").mkdir(parents=True)
-
-
 def hugging_face(save: Path) -> None:
     (save / "checkpoint-500").mkdir(parents=True)
 
@@ -280,8 +271,6 @@ BAD = [
     (Path.touch, 2, "is a file, expected a save directory", "check the path"),
     (empty, 10, "is empty, expected train/rank_R/policy_model_rank_R-E_S.safetensors", "check the path"),
     (something, 10, "has no checkpoint in it (it holds train), expected", "check the path"),
-    (mindformers, 2, "MindFormers 1.0 checkpoints (checkpoint/rank_0/llama_7b_rank_0-3_2.ckpt)", "--save_checkp"),
-    (iterations, 2, "MindFormers 2.0 checkpoints (iteration_00000010)", "--save_checkpoint_dir"),
     (hugging_face, 2, "Hugging Face Trainer checkpoints (checkpoint-500)", "--save_checkpoint_dir"),
 ]  # fmt: skip  # one table
 

@@ -12,7 +12,7 @@ import stock_trees
 from runs import tiny_run
 
 from ms_resume import layouts
-from ms_resume.layouts import foreign, mindrlhf, ours, survey
+from ms_resume.layouts import mindrlhf, ours, survey
 from ms_resume.records import Checkpoint, Position, Rejection
 
 
@@ -337,17 +337,17 @@ class TestMindrlhf:
 
 
 FOREIGN: list[tuple[str, list[str]]] = [
-    ("MindFormers 1.0 checkpoints", ["checkpoint/rank_0/llama_7b_rank_0-3_2.ckpt"]),
-    ("MindFormers 1.0 checkpoints", ["rank_0/llama_7b_rank_0_1-9_2.ckpt", "rank_0/meta.json"]),
-    ("MindFormers 1.0 checkpoints", ["rank_0/my-model_rank_0-3_2.safetensors"]),
-    ("MindFormers 1.0 checkpoints", ["rank_0/network_rank_0_100.ckpt"]),
-    ("MindFormers 2.0 checkpoints", ["iteration_00000010/common.json", "latest_checkpointed_iteration.txt"]),
-    ("MindFormers 2.0 checkpoints", ["checkpoint/iteration_00000010/common.json"]),
-    ("MindFormers checkpoints saved by MindIO TTP", ["ttp_saved_checkpoints-step_12/rank_0/meta.json"]),
+    ("mindformers-1.0 checkpoints", ["checkpoint/rank_0/llama_7b_rank_0-3_2.ckpt"]),
+    ("mindformers-1.0 checkpoints", ["rank_0/llama_7b_rank_0_1-9_2.ckpt", "rank_0/meta.json"]),
+    ("mindformers-1.0 checkpoints", ["rank_0/my-model_rank_0-3_2.safetensors"]),
+    ("mindspeed-ms checkpoints", ["rank_0/network_rank_0_100.ckpt"]),
+    ("mindformers-2 checkpoints", ["iteration_00000010/common.json", "latest_checkpointed_iteration.txt"]),
+    ("mindformers-2 checkpoints", ["checkpoint/iteration_00000010/common.json"]),
+    ("mindio-ttp checkpoints", ["ttp_saved_checkpoints-step_12/rank_0/meta.json"]),
     ("Hugging Face Trainer checkpoints", ["checkpoint-500/trainer_state.json"]),
     ("a Hugging Face Trainer checkpoint", ["trainer_state.json", "model.safetensors"]),
     ("a Hugging Face model", ["config.json", "model-00001-of-00002.safetensors"]),
-    ("MindRLHF 0.4.0 weights", ["train/rank_0/policy_model_epoch_10.ckpt"]),
+    ("mindrlhf-0.4.0 checkpoints", ["train/rank_0/policy_model_epoch_10.ckpt"]),
     ("only the optimizer directory of a save directory", ["rank_0/optimizer_rank_0-0_5.safetensors"]),
     ("only the ref directory of a save directory", ["rank_1/ref_rank_1-0_5.ckpt", "rank_1/meta.json"]),
     ("only the state directory of a save directory", ["rank_0/state_rank_0-0_5.safetensors"]),
@@ -363,7 +363,7 @@ def test_other_layouts_are_called_by_their_name(layout: str, files: list[str], t
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
 
-    seen = foreign.recognise(tmp_path)
+    seen = layouts.stranger(tmp_path)
 
     assert seen is not None
     assert seen.layout == layout
@@ -377,7 +377,7 @@ def test_a_save_directory_is_no_other_layout(build: Callable[[Path], None], tmp_
     """Empty, healthy, or broken."""
     build(tmp_path / "save")
 
-    assert foreign.recognise(tmp_path / "save") is None
+    assert layouts.stranger(tmp_path / "save") is None
 
 
 def _without(path: Path, *names: str) -> None:

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 import ms_resume
+from ms_resume import layouts
 from ms_resume.cli import locate, ls, verify
 from ms_resume.errors import DiskError, MsResumeError, UsageError
 
@@ -79,6 +80,9 @@ def _parser() -> argparse.ArgumentParser:
         )
         below.add_argument("save", metavar="SAVE", help="the save directory, which holds train/ and optimizer/")
         below.add_argument("--ref-dir", metavar="D", help="where the reference lies, if not in SAVE/ref")
+        below.add_argument(
+            "--layout", choices=layouts.NAMES, metavar="NAME", help=f"how it lies there: {', '.join(layouts.NAMES)}"
+        )
         below.add_argument("--json", action="store_true", help="print one JSON object; errors too")
         command.add_arguments(below)
     return parser

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ms_resume import layouts
 from ms_resume.errors import MsResumeError, NothingToResume, UsageError
-from ms_resume.layouts import foreign
+from ms_resume.layouts import Holding
 from ms_resume.ondisk import names
 from ms_resume.records import Rejection
 
@@ -26,6 +28,11 @@ def find(text: str) -> Path:
     above = save.parent if save.name == here.name else here.parent
     print(f"ms-resume: {save} is the train directory of {above}: looking at {above}", file=sys.stderr)
     return above
+
+
+def holding(args: argparse.Namespace) -> Holding:
+    """What lies in the SAVE of a command line, by looking, or as `--layout` says."""
+    return layouts.find(find(args.save), ref_dir=optional(args.ref_dir), layout=args.layout)
 
 
 def optional(text: str | None) -> Path | None:
@@ -48,7 +55,7 @@ def nothing(save: Path, rejected: Sequence[Rejection], /, **fields: Any) -> MsRe
             hint="a trainer begins anew only with --allow_fresh_start, beside what is there",
             **fields,
         )
-    if (seen := foreign.recognise(save)) is not None:
+    if (seen := layouts.stranger(save)) is not None:
         return UsageError(
             f"{save}: holds {seen.layout} ({seen.evidence}), expected a save directory of ms_resume or "
             "MindRLHF, with train/, optimizer/ and ref/",

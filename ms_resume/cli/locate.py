@@ -38,11 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    located = locate.latest(
-        directory.find(args.save),
-        ref_dir=directory.optional(args.ref_dir),
-        check=partial(check, deep=args.deep),
-    )
+    located = locate.newest(directory.holding(args), check=partial(check, deep=args.deep))
     if located.checkpoint is None:
         if not args.json:
             _show_rejected(located.rejected)

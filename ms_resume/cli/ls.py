@@ -23,9 +23,7 @@ from typing import Any
 from ms_resume import layouts, locate
 from ms_resume.cli import directory, progress, tables
 from ms_resume.cli.locate import check
-from ms_resume.layouts import survey
-from ms_resume.layouts.survey import Survey
-from ms_resume.ondisk import names, votes
+from ms_resume.layouts import Holding
 from ms_resume.records import ROLES, Checkpoint, Position, Rejection
 
 _COLUMNS = ("", "position", "verdict", "layout", "attempt", "ranks", "size", "roles")
@@ -57,13 +55,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    save = directory.find(args.save)
-    surveyed = survey.take(save, directory.optional(args.ref_dir))
-    rows = list(list_rows(surveyed))
+    holding = directory.holding(args)
+    rows = list(list_rows(holding))
     if not rows:
-        raise directory.nothing(save, ())
+        raise directory.nothing(holding.save, ())
     if args.json:
-        print(json.dumps({"save": str(save), "positions": [row.to_json() for row in rows]}))
+        print(json.dumps({"save": str(holding.save), "positions": [row.to_json() for row in rows]}))
     else:
         tables.show(_COLUMNS, map(_cells, rows))
         for row in rows:
@@ -72,18 +69,18 @@ def run(args: argparse.Namespace) -> None:
         tables.warn(warning for row in rows for warning in row.warnings)
 
 
-def list_rows(surveyed: Survey) -> Iterator[Row]:
+def list_rows(holding: Holding) -> Iterator[Row]:
     """Every position, newest first. As in a resume, headers are checked down to the one that it takes."""
     taken = False
-    for verdict in locate.verdicts(surveyed):
+    for verdict in locate.verdicts(holding):
         if isinstance(verdict, Checkpoint) and not taken:
             damaged = check(verdict, deep=False)
             taken = damaged is None
-            yield _of_rejection(surveyed, damaged) if damaged else _of_checkpoint(verdict, taken=True)
+            yield _of_rejection(holding, damaged) if damaged else _of_checkpoint(verdict, taken=True)
         elif isinstance(verdict, Checkpoint):
             yield _of_checkpoint(verdict, taken=False)
         else:
-            yield _of_rejection(surveyed, verdict)
+            yield _of_rejection(holding, verdict)
 
 
 def _of_checkpoint(found: Checkpoint, *, taken: bool) -> Row:
@@ -100,18 +97,16 @@ def _of_checkpoint(found: Checkpoint, *, taken: bool) -> Row:
     )
 
 
-def _of_rejection(surveyed: Survey, rejection: Rejection) -> Row:
+def _of_rejection(holding: Holding, rejection: Rejection) -> Row:
     position = rejection.position
-    files = surveyed.payloads.get(position, {})
-    found, _ = votes.read_all(names.vote_dir(surveyed.save, position), limit=1)
-    vote = next(iter(found.values()), None)
+    files, about = holding.files(position), layouts.about(holding, position)
     return Row(
         position=position,
         verdict=rejection.kind,
         taken=False,
-        layout=next(layout.NAME for layout in layouts.LAYOUTS if layout.claims(surveyed, position)),
-        attempt=rejection.attempt or (vote.attempt if vote else None),
-        world_size=vote.world_size if vote else None,
+        layout=about.layout,
+        attempt=rejection.attempt or about.attempt,
+        world_size=about.world_size,
         roles=_in_order({role for role, _ in files}),
         bytes=sum(map(_size_now, files.values())),
         reason=rejection.reason,
@@ -128,7 +123,7 @@ def _size_now(path: Path) -> int:
 
 
 def _in_order(roles: set[str]) -> tuple[str, ...]:
-    return tuple(role for role in ROLES if role in roles)
+    return (*(role for role in ROLES if role in roles), *sorted(roles - {*ROLES}))
 
 
 def _cells(row: Row) -> tuple[str, ...]:

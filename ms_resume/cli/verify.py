@@ -20,11 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ms_resume import layouts, locate, verify
+from ms_resume import locate, verify
 from ms_resume.cli import directory, progress, tables
 from ms_resume.errors import Damaged, MsResumeError, NothingToResume, Torn
-from ms_resume.layouts import survey
-from ms_resume.layouts.survey import Survey
+from ms_resume.layouts import Holding
 from ms_resume.records import Checkpoint, Position, Rejection
 from ms_resume.verify import Finding
 
@@ -78,9 +77,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    save = directory.find(args.save)
-    surveyed = survey.take(save, directory.optional(args.ref_dir))
-    results = [_check(judged, args.deep) for judged in _chosen(surveyed, args)]
+    holding = directory.holding(args)
+    save = holding.save
+    results = [_check(judged, args.deep) for judged in _chosen(holding, args)]
     document = {"save": str(save), "deep": args.deep, "positions": [result.to_json() for result in results]}
     if not args.json:
         _show(results, args.deep)
@@ -110,32 +109,32 @@ def failure(save: Path, results: Sequence[Result], document: dict[str, Any], *, 
     return None
 
 
-def _chosen(surveyed: Survey, args: argparse.Namespace) -> list[Checkpoint | Rejection]:
+def _chosen(holding: Holding, args: argparse.Namespace) -> list[Checkpoint | Rejection]:
     if args.position is not None:
-        return [_judge(surveyed, args.position)]
-    verdicts = list(locate.verdicts(surveyed)) if args.all else _to_newest_whole(surveyed)
+        return [_judge(holding, args.position)]
+    verdicts = list(locate.verdicts(holding)) if args.all else _to_newest_whole(holding)
     if not verdicts or not (args.all or isinstance(verdicts[-1], Checkpoint)):
         rejected = [verdict for verdict in verdicts if isinstance(verdict, Rejection)]
-        raise directory.nothing(surveyed.save, rejected)
+        raise directory.nothing(holding.save, rejected)
     return verdicts if args.all else verdicts[-1:]
 
 
-def _to_newest_whole(surveyed: Survey) -> list[Checkpoint | Rejection]:
+def _to_newest_whole(holding: Holding) -> list[Checkpoint | Rejection]:
     passed: list[Checkpoint | Rejection] = []
-    for verdict in locate.verdicts(surveyed):
+    for verdict in locate.verdicts(holding):
         passed.append(verdict)
         if isinstance(verdict, Checkpoint):
             break
     return passed
 
 
-def _judge(surveyed: Survey, position: Position) -> Checkpoint | Rejection:
-    if position in surveyed.positions:
-        return layouts.judge(surveyed, position)
-    if not surveyed.positions:
-        raise directory.nothing(surveyed.save, ())
-    there = ", ".join(map(str, surveyed.positions[:8])) + (", ..." if len(surveyed.positions) > 8 else "")
-    raise NothingToResume(f"{surveyed.save}: no position {position}, there are {there}", hint="give one of these")
+def _judge(holding: Holding, position: Position) -> Checkpoint | Rejection:
+    if position in holding.positions:
+        return holding.judge(position)
+    if not holding.positions:
+        raise directory.nothing(holding.save, ())
+    there = ", ".join(map(str, holding.positions[:8])) + (", ..." if len(holding.positions) > 8 else "")
+    raise NothingToResume(f"{holding.save}: no position {position}, there are {there}", hint="give one of these")
 
 
 def _check(judged: Checkpoint | Rejection, deep: bool) -> Result:

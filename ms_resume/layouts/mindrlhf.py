@@ -98,6 +98,8 @@ def _check_inside(position: Position, found: Iterable[Found]) -> Rejection | Non
                 _check_weights(file.path, weights[file.rank], held)
         except Damaged as error:
             return Rejection(position, "damaged", error.message, (file.rank,))
+        except OSError as error:  # a job that is running prunes it
+            return Rejection(position, "torn", f"{file.path}: {error.strerror}", (file.rank,))
     return None
 
 

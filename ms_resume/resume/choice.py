@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ms_resume import locate, verify
+from ms_resume import layouts, locate, verify
 from ms_resume.errors import Disagreement, NothingToResume, UsageError
 from ms_resume.framework.group import Group
-from ms_resume.layouts import foreign, survey
+from ms_resume.layouts import survey
 from ms_resume.ondisk import mounts, names, payload, votes
 from ms_resume.records import Checkpoint, Located, Position, Rejection, Vote
 from ms_resume.resume import agree
@@ -82,7 +82,7 @@ def _check_exists(save: Path) -> None:
 
 def _check_foreign(save: Path) -> None:
     """A fresh start beside checkpoints that this version does not read would be taken for a resume."""
-    if found := foreign.recognise(save):
+    if found := layouts.stranger(save):
         raise UsageError(
             f"{save}: holds {found.layout} ({found.evidence}), expected what MindRLHF or ms_resume saved there",
             hint=found.advice,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ms_resume import commit, load, locate, ownership, removal, retention
+from ms_resume import commit, layouts, load, locate, ownership, removal, retention
 from ms_resume.errors import (
     Damaged,
     DirectoryInUse,
@@ -24,7 +24,7 @@ from ms_resume.errors import (
 )
 from ms_resume.framework import nets
 from ms_resume.framework.group import Group
-from ms_resume.layouts import foreign, survey
+from ms_resume.layouts import survey
 from ms_resume.load.source import Source
 from ms_resume.ondisk import atomic, attempts, names
 from ms_resume.ownership import Heartbeat
@@ -198,7 +198,7 @@ def _check_unused(job: Job, request: Request) -> None:
     same = request.resume and request.source == job.save
     if same or request.allow_fresh_start or not job.save.exists():
         return
-    found, other = survey.take(job.save), foreign.recognise(job.save)
+    found, other = survey.take(job.save), layouts.stranger(job.save)
     if other is None and locate.never_whole(found):
         return
     held = other.layout if other else f"checkpoints ({', '.join(str(p) for p in found.positions[:5])})"

@@ -1,0 +1,111 @@
+"""What foreign layouts have in common: one directory for each rank, and files that say their position in their names.
+
+A position is whole when every rank has its file and each file is whole in itself. How many ranks there are the highest
+rank directory says, of any position: what a crash or retention left behind shows as a rank that lacks its file.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ms_resume.errors import Damaged
+from ms_resume.layouts.mindrlhf import tensors
+from ms_resume.ondisk import names
+from ms_resume.records import Checkpoint, Found, Position, Rejection, TensorInfo
+
+Files = Mapping[tuple[str, int], Path]
+Inside = Callable[[Path, Mapping[str, TensorInfo]], None]
+"""Raises Damaged where what a file holds shows that it is not whole, although it can be read to its end."""
+
+MODEL = "model"
+"""The role of a file that holds weights, and in most foreign layouts everything else as well."""
+
+
+def _anything(path: Path, held: Mapping[str, TensorInfo]) -> None:
+    pass
+
+
+def _nothing_to_say(position: Position) -> Iterable[str]:
+    return ()
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """A `layouts.Holding`. `ranks` are those that have a directory."""
+
+    NAME: str
+    save: Path
+    by_position: Mapping[Position, Files]
+    ranks: tuple[int, ...]
+    inside: Inside = _anything
+    warnings: Callable[[Position], Iterable[str]] = _nothing_to_say
+
+    @property
+    def positions(self) -> list[Position]:
+        return sorted(self.by_position, reverse=True)
+
+    def files(self, position: Position) -> Files:
+        return self.by_position.get(position, {})
+
+    def world_size(self, position: Position) -> int:
+        return max(self.ranks, default=-1) + 1
+
+    def judge(self, position: Position) -> Checkpoint | Rejection:
+        files, world_size = self.files(position), self.world_size(position)
+        if missing := tuple(rank for rank in range(world_size) if (MODEL, rank) not in files):
+            return Rejection(position, "torn", self._say_missing(missing), missing)
+        for (_, rank), path in sorted(files.items()):
+            try:
+                held = tensors(path)
+                self.inside(path, held)
+                self._check_cut(position, path, held, rank)
+            except Damaged as error:
+                return Rejection(position, "damaged", error.message, (rank,))
+            except OSError as error:
+                return Rejection(position, "torn", f"{path}: {error.strerror}", (rank,))
+        found = tuple(Found(rank, role, path) for (role, rank), path in sorted(files.items()))
+        return Checkpoint(self.save, self.NAME, position, world_size, found, warnings=tuple(self.warnings(position)))
+
+    def _check_cut(self, position: Position, path: Path, held: Mapping[str, TensorInfo], rank: int) -> None:
+        """A `.ckpt` cut between two records can be read to its end: the one before says what should be in it."""
+        older = (p for p in self.positions if p < position and (MODEL, rank) in self.by_position[p])
+        if path.suffix != ".ckpt" or (before := next(older, None)) is None:
+            return
+        other = self.by_position[before][MODEL, rank]
+        try:
+            had = tensors(other).keys()
+        except (Damaged, OSError):
+            return  # it says nothing
+        if held.keys() < had:
+            raise Damaged(f"{path}: holds {len(held)} of the {len(had)} parameters of {other.name}: it was cut")
+
+    def _say_missing(self, missing: tuple[int, ...]) -> str:
+        return "; ".join(f"rank {rank} has {self._has(rank)}" for rank in missing[:8])
+
+    def _has(self, rank: int) -> str:
+        have = sorted(position for position, files in self.by_position.items() if (MODEL, rank) in files)
+        return ", ".join(map(str, have)) or "none"
+
+
+def rank_dirs(root: Path) -> dict[int, Path]:
+    """`rank_R` directories of `root`, by rank; none where there is no such directory."""
+    found = {rank: root / name for name in listing(root) if (rank := names.parse_rank_dir(name)) is not None}
+    return dict(sorted(found.items()))
+
+
+def files_like(directory: Path, pattern: re.Pattern[str]) -> Iterator[tuple[Path, re.Match[str]]]:
+    """Files of a directory whose whole name fits, in the order of their names."""
+    for name in sorted(listing(directory)):
+        if match := pattern.fullmatch(name):
+            yield directory / name, match
+
+
+def listing(directory: Path) -> list[str]:
+    try:
+        return os.listdir(directory)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
