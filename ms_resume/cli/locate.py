@@ -26,7 +26,7 @@ import json
 from functools import partial
 from typing import Any
 
-from ms_resume import locate, verify
+from ms_resume import layouts, locate, verify
 from ms_resume.cli import directory, progress, tables
 from ms_resume.records import Checkpoint, Located, Rejection
 
@@ -74,7 +74,8 @@ def document(located: Located) -> dict[str, Any]:
 
 def _show(save: object, found: Checkpoint, located: Located) -> None:
     attempt = f", attempt {found.attempt}" if found.attempt else ""
-    print(f"{save}: a resume takes {found.position} (layout {found.layout}{attempt}, {found.world_size} ranks)")
+    what = "a resume takes" if found.layout in layouts.RESUMED else "the newest whole one is"
+    print(f"{save}: {what} {found.position} (layout {found.layout}{attempt}, {found.world_size} ranks)")
     shown = found.files[:_FILES_SHOWN]
     tables.show(("rank", "role", "path"), [(str(file.rank), file.role, str(file.path)) for file in shown])
     if len(found.files) > len(shown):

@@ -102,6 +102,9 @@ class OfPosition(Protocol):
 
 
 _OF_POSITIONS: tuple[OfPosition, ...] = (ours, mindrlhf)
+RESUMED = tuple(layout.NAME for layout in _OF_POSITIONS)
+"""Layouts whose checkpoints a resume takes."""
+
 FOREIGN: tuple[Layout, ...] = (mindformers, mindformers2, mindspeed, mindrlhf_0_4, ttp)
 NAMES = (SaveDirectory.NAME, *(layout.NAME for layout in FOREIGN))
 
