@@ -6,7 +6,7 @@ Words are those of docs/format.md: a *position* (E, S) says that S steps of epoc
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,8 @@ from ms_resume.errors import UsageError
 
 ROLES = ("policy", "optimizer", "ref", "state")
 """In the order in which they are written and listed."""
+
+_RUNS_SAID = 8
 
 
 @dataclass(frozen=True, order=True, slots=True)
@@ -137,6 +139,21 @@ class Writer:
 
 def ordinal_of(attempt: str) -> int:
     return int(attempt.partition("-")[0])
+
+
+def in_ranges(ranks: Iterable[int]) -> str:
+    """Ranks as people read them, sorted: `3, 7-1023`. Where there are many gaps, the first few and how many in all."""
+    runs: list[tuple[int, int]] = []
+    for rank in sorted(set(ranks)):
+        first = runs.pop()[0] if runs and runs[-1][1] == rank - 1 else rank
+        runs.append((first, rank))
+    said = [_run(first, last) for first, last in runs[:_RUNS_SAID]]
+    count = sum(last - first + 1 for first, last in runs)
+    return ", ".join(said) + (f", ... ({count} in all)" if len(runs) > _RUNS_SAID else "")
+
+
+def _run(first: int, last: int) -> str:
+    return str(first) if first == last else f"{first}{', ' if last == first + 1 else '-'}{last}"
 
 
 @dataclass(frozen=True, slots=True)

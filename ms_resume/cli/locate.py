@@ -28,7 +28,7 @@ from typing import Any
 
 from ms_resume import layouts, locate, verify
 from ms_resume.cli import directory, progress, tables
-from ms_resume.records import Checkpoint, Located, Rejection
+from ms_resume.records import Checkpoint, Located, Rejection, in_ranges
 
 _FILES_SHOWN = 16
 
@@ -87,5 +87,5 @@ def _show(save: object, found: Checkpoint, located: Located) -> None:
 def _show_rejected(rejected: tuple[Rejection, ...]) -> None:
     if rejected:
         print("passed over:")
-        rows = [(str(r.position), r.kind, tables.ranks(r.ranks), r.reason) for r in rejected]
+        rows = [(str(r.position), r.kind, in_ranges(r.ranks), r.reason) for r in rejected]
         tables.show(("position", "verdict", "ranks", "reason"), rows)

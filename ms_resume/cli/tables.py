@@ -40,12 +40,6 @@ def size(size_bytes: int) -> str:
     return f"{value:.1f} {_UNITS[unit]}" if unit else f"{size_bytes} B"
 
 
-def ranks(numbers: Sequence[int]) -> str:
-    """The first few, and how many there are."""
-    listed = ", ".join(map(str, numbers[:8]))
-    return f"{listed}, ... ({len(numbers)})" if len(numbers) > 8 else listed
-
-
 def warn(warnings: Iterable[str]) -> None:
     for warning in warnings:
         print(f"ms-resume: warning: {warning}", file=sys.stderr)

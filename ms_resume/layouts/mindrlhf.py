@@ -13,7 +13,7 @@ from pathlib import Path
 from ms_resume.errors import Damaged
 from ms_resume.layouts.survey import Survey
 from ms_resume.ondisk import ckpt, meta, names, payload
-from ms_resume.records import Checkpoint, Found, Position, Rejection, TensorInfo
+from ms_resume.records import Checkpoint, Found, Position, Rejection, TensorInfo, in_ranges
 
 NAME = "mindrlhf"
 POSITION_TENSORS = ("epoch_num", "step_num")
@@ -121,25 +121,28 @@ def _check_weights(path: Path, weights: set[str], held: dict[str, TensorInfo]) -
 
 
 def _say_missing(survey: Survey, role: str, missing: tuple[int, ...]) -> str:
-    """Per rank, what there is instead: with one missing file the reader sees which step to look for."""
+    """What those ranks have instead: with one missing file the reader sees which step to look for."""
     if not survey.ranks[role]:
         return f"no {names.DIRECTORIES[role]} directory"
-    parts = []
-    for rank in missing[:8]:
-        have = sorted(p for p, files in survey.payloads.items() if (role, rank) in files)
-        parts.append(f"rank {rank} has {', '.join(map(str, have)) if have else 'none'}")
-    return f"{role}: " + "; ".join(parts)
+    instead: dict[tuple[Position, ...], list[int]] = {}
+    for rank in missing:
+        have = tuple(sorted(p for p, files in survey.payloads.items() if (role, rank) in files))
+        instead.setdefault(have, []).append(rank)
+    parts = [f"rank {in_ranges(ranks)} has {', '.join(map(str, p)) or 'none'}" for p, ranks in instead.items()]
+    return f"{role}: " + "; ".join(parts[:8]) + ("; ..." if len(parts) > 8 else "")
 
 
 def _warnings(survey: Survey, position: Position, reference: Position) -> Iterable[str]:
     if reference != position:
         yield f"{position}: the reference is that of {reference}"
     for role in _TRAINED:
+        alike: dict[str, list[int]] = {}
         for rank in survey.ranks[role]:
-            directory = survey.save / names.DIRECTORIES[role] / f"rank_{rank}"
-            said = meta.read(directory)
-            place = f"{names.DIRECTORIES[role]}/rank_{rank}/{names.META}"
+            said = meta.read(survey.save / names.DIRECTORIES[role] / f"rank_{rank}")
             if said.trouble:
-                yield f"{place}: {said.trouble}; stock code could not resume from it"
+                alike.setdefault(f"{said.trouble}; stock code could not resume from it", []).append(rank)
             elif said.position != position:
-                yield f"{place}: says {said.position}, the files say {position}"
+                alike.setdefault(f"says {said.position}, the files say {position}", []).append(rank)
+        for trouble, (first, *others) in alike.items():
+            more = f" (rank {in_ranges(others)} likewise)" if others else ""
+            yield f"{names.DIRECTORIES[role]}/rank_{first}/{names.META}: {trouble}{more}"

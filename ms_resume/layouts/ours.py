@@ -14,7 +14,7 @@ from pathlib import Path
 from ms_resume.errors import Damaged
 from ms_resume.layouts.survey import Survey
 from ms_resume.ondisk import meta, names, payload, votes
-from ms_resume.records import Checkpoint, Found, Payload, Position, Rejection, Vote
+from ms_resume.records import Checkpoint, Found, Payload, Position, Rejection, Vote, in_ranges
 
 NAME = "ms_resume"
 
@@ -126,16 +126,15 @@ def _check_file(save: Path, file: Payload) -> tuple[str, str] | None:
 
 
 def _missing(missing: tuple[int, ...], world_size: int, attempt: str, damaged: list[Damaged]) -> str:
-    listed = ", ".join(map(str, missing[:8])) + (", ..." if len(missing) > 8 else "")
-    reason = f"no vote of rank {listed} (of {world_size} ranks, attempt {attempt})"
+    reason = f"no vote of rank {in_ranges(missing)} (of {world_size} ranks, attempt {attempt})"
     return f"{reason}; {damaged[0]}" if damaged else reason
 
 
 def _without_votes(survey: Survey, position: Position) -> str:
     if position in survey.deleted:
         return "retention has deleted it"
-    ranks = sorted({rank for _, rank in survey.payloads.get(position, {})})
-    return f"payloads of rank {', '.join(map(str, ranks))} without a vote"
+    ranks = in_ranges(rank for _, rank in survey.payloads.get(position, {}))
+    return f"payloads of rank {ranks} without a vote"
 
 
 def _why_abandoned(survey: Survey, attempt: str) -> str:
@@ -147,11 +146,11 @@ def _why_abandoned(survey: Survey, attempt: str) -> str:
 
 
 def _strangers(position: Position, found: Mapping[int, Vote], group: Mapping[int, Vote]) -> tuple[str, ...]:
-    others = sorted(found.keys() - group.keys())
-    if not others:
-        return ()
-    said = ", ".join(f"rank {rank} (attempt {found[rank].attempt})" for rank in others[:8])
-    return (f"{position}: votes that belong to another save are ignored: {said}",)
+    others: dict[str, list[int]] = defaultdict(list)
+    for rank in found.keys() - group.keys():
+        others[found[rank].attempt].append(rank)
+    said = ", ".join(f"rank {in_ranges(ranks)} (attempt {attempt})" for attempt, ranks in sorted(others.items()))
+    return (f"{position}: votes that belong to another save are ignored: {said}",) if others else ()
 
 
 def _only_ckpt(files: Collection[Path]) -> bool:
