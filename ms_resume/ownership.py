@@ -34,17 +34,20 @@ def now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
-def open_attempt(surveyed: Survey, origin: Origin | None, world_size: int, *, after: int, label: str = "") -> Attempt:
-    """Takes the directory over with a new record, durably. One rank of the job calls it.
+def open_attempt(
+    surveyed: Survey, origin: Origin | None, world_size: int, *, after: int, label: str = "", attempt: str = ""
+) -> Attempt:
+    """Takes the directory over with a new record, durably. One rank of the job calls it, or one of each disk.
 
     Args:
         after: The newest ordinal when the directory was found free, before anything was chosen or loaded.
+        attempt: The name that the first disk's record has.
 
     Raises:
         DirectoryInUse: Another job opened an attempt since then.
     """
-    attempt = Attempt(
-        attempt=f"{after + 1:06d}-{secrets.token_hex(8)}",
+    opened = Attempt(
+        attempt=attempt or f"{after + 1:06d}-{secrets.token_hex(8)}",
         origin=origin,
         world_size=world_size,
         created_at=now(),
@@ -54,11 +57,11 @@ def open_attempt(surveyed: Survey, origin: Origin | None, world_size: int, *, af
     )
     for directory in (names.commits(surveyed.save), names.attempts(surveyed.save)):
         atomic.make_dirs(directory)  # both names, whoever made them
-    record = names.attempt_record(surveyed.save, attempt.ordinal)
+    record = names.attempt_record(surveyed.save, opened.ordinal)
     try:
         if attempts.newest_ordinal(surveyed.save) > after:
             raise FileExistsError
-        atomic.publish(record, [attempts.encode(attempt)], attempt.attempt)
+        atomic.publish(record, [attempts.encode(opened)], opened.attempt)
     except (FileExistsError, DiskError) as error:
         if isinstance(error, DiskError) and error.fields["errno"] != errno.ENOENT:
             raise  # the disk failed; without ENOENT: the winner of a race sweeps the loser's temp file
@@ -66,7 +69,12 @@ def open_attempt(surveyed: Survey, origin: Origin | None, world_size: int, *, af
             f"{record}: another job has just started in this save directory",
             hint="wait for it to end, or save to another directory",
         ) from error
-    return attempt
+    return opened
+
+
+def machine() -> str:
+    """This one, until it boots again."""
+    return f"{platform.node()} {_boot_id()}"
 
 
 def check_free(save: Path) -> int:

@@ -135,6 +135,12 @@ class Writer:
     attempt: Attempt
     rank: int
     world_size: int
+    leader: int = 0
+    """The first rank that sees this directory: another one than 0 where each node has a disk of its own."""
+
+    @property
+    def leads(self) -> bool:
+        return self.rank == self.leader
 
 
 def ordinal_of(attempt: str) -> int:

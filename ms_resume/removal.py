@@ -78,7 +78,7 @@ def sweep(writer: Writer) -> int:
             assert_owner(writer)
             atomic.remove(found.path)
             removed += 1
-    for directory in names.commits(writer.save).glob(".*.retired") if writer.rank == 0 else ():
+    for directory in names.commits(writer.save).glob(".*.retired") if writer.leads else ():
         atomic.remove_dir_if_empty(directory)
     return removed
 

@@ -138,7 +138,7 @@ def sweep_temp_files(writer: Writer) -> int:
     vote = f"rank_{writer.rank}.json"
     found = [path for directory in payloads for path in _listing(directory)]
     found += [path for d in _listing(names.commits(writer.save)) for path in sorted(d.glob(f".{vote}.*.part"))]
-    if writer.rank == 0:
+    if writer.leads:
         found += [*_listing(writer.save), *_listing(names.attempts(writer.save))]
     removed = 0
     for path in found:

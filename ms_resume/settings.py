@@ -38,6 +38,9 @@ class Settings:
     save_format: str = "safetensors"
     """`safetensors`, or `ckpt` for policy, optimizer and ref payloads that MindSpore writes with a CRC."""
 
+    storage: str = "shared"
+    """`shared`: all ranks see one save directory; `local`: each node has a disk of its own."""
+
     visibility_timeout_s: float = 90.0
     """How long a rank waits on a network file system for a file that rank 0 has seen."""
 
@@ -80,6 +83,8 @@ class Settings:
             raise UsageError(f"keep_best is {self.keep_best!r}", hint="use 'max:METRIC' or 'min:METRIC'")
         if self.when_busy not in ("wait", "skip"):
             raise UsageError(f"MS_RESUME_WHEN_BUSY is {self.when_busy!r}", hint="use 'wait' or 'skip'")
+        if self.storage not in ("shared", "local"):
+            raise UsageError(f"MS_RESUME_STORAGE is {self.storage!r}", hint="use 'shared' or 'local'")
         if self.save_format not in ("safetensors", "ckpt"):
             raise UsageError(f"save format {self.save_format!r} is not known", hint="use 'safetensors' or 'ckpt'")
 

@@ -7,7 +7,7 @@ A reference may be older: stock code does not save it at the end, and it does no
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ms_resume.errors import Damaged
@@ -25,18 +25,24 @@ def claims(survey: Survey, position: Position) -> bool:
     return position in survey.payloads
 
 
-def judge(survey: Survey, position: Position) -> Checkpoint | Rejection:
+def judge(survey: Survey, position: Position, only: Sequence[int] = ()) -> Checkpoint | Rejection:
+    """The verdict on a stock position.
+
+    Args:
+        only: These ranks alone, where the others have disks of their own.
+    """
     if survey.line.dead_stock_at(survey.save, position):
         return Rejection(position, "abandoned", f"attempt {survey.records[-1].attempt} went back past it")
     world_size = max((rank for ranks in survey.ranks.values() for rank in ranks), default=-1) + 1
+    ranks = only or range(world_size)
     for role in _TRAINED:
-        if missing := _without(survey, position, role, world_size):
+        if missing := _without(survey, position, role, ranks):
             return Rejection(position, "torn", _say_missing(survey, role, missing), missing)
-    reference = _newest_reference(survey, position, world_size)
+    reference = _newest_reference(survey, position, ranks)
     if reference is None:
-        missing = tuple(range(world_size))
+        missing = tuple(ranks)
         return Rejection(position, "torn", _say_missing(survey, "ref", missing), missing)
-    found = _files(survey, position, reference, world_size)
+    found = _files(survey, position, reference, ranks)
     if rejection := _check_inside(position, found):
         return rejection
     return Checkpoint(
@@ -65,24 +71,22 @@ def read_scalar(path: Path, name: str) -> int:
     return int.from_bytes(data, "little", signed=True)
 
 
-def _without(survey: Survey, position: Position, role: str, world_size: int) -> tuple[int, ...]:
+def _without(survey: Survey, position: Position, role: str, ranks: Sequence[int]) -> tuple[int, ...]:
     files = survey.payloads[position]
-    return tuple(rank for rank in range(world_size) if (role, rank) not in files)
+    return tuple(rank for rank in ranks if (role, rank) not in files)
 
 
-def _newest_reference(survey: Survey, position: Position, world_size: int) -> Position | None:
+def _newest_reference(survey: Survey, position: Position, ranks: Sequence[int]) -> Position | None:
     def everywhere(candidate: Position) -> bool:
-        return not _without(survey, candidate, "ref", world_size)
+        return not _without(survey, candidate, "ref", ranks)
 
     return next((p for p in sorted(survey.payloads, reverse=True) if p <= position and everywhere(p)), None)
 
 
-def _files(survey: Survey, position: Position, reference: Position, world_size: int) -> tuple[Found, ...]:
+def _files(survey: Survey, position: Position, reference: Position, ranks: Sequence[int]) -> tuple[Found, ...]:
     sources = {"policy": position, "optimizer": position, "ref": reference}
     return tuple(
-        Found(rank, role, survey.payloads[source][role, rank])
-        for rank in range(world_size)
-        for role, source in sources.items()
+        Found(rank, role, survey.payloads[source][role, rank]) for rank in ranks for role, source in sources.items()
     )
 
 

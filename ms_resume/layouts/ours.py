@@ -40,7 +40,8 @@ def judge(survey: Survey, position: Position) -> Checkpoint | Rejection:
     (attempt, world_size), group = _largest_group(survey, found)
     if not survey.line.holds(attempt, position):
         return Rejection(position, "abandoned", _why_abandoned(survey, attempt), (), attempt)
-    if missing := tuple(rank for rank in range(world_size) if rank not in group):
+    missing = tuple(rank for rank in range(world_size) if rank not in group)
+    if missing and not survey.is_elsewhere(position):
         return Rejection(position, "torn", _missing(missing, world_size, attempt, damaged), missing, attempt)
     if rejection := _check_files(survey.save, position, group):
         return replace(rejection, attempt=attempt)
@@ -58,6 +59,18 @@ def judge(survey: Survey, position: Position) -> Checkpoint | Rejection:
         votes=tuple(vote for _, vote in sorted(group.items())),
         warnings=_strangers(position, found, group),
     )
+
+
+def is_live(survey: Survey, vote: Vote) -> bool:
+    return survey.line.holds(vote.attempt, vote.position)
+
+
+def missing_file(save: Path, group: Mapping[int, Vote]) -> tuple[str, str] | None:
+    """Kind and reason of the first file of these votes that is not there, or has another size."""
+    found = (
+        trouble for _, vote in sorted(group.items()) for file in vote.files if (trouble := _check_file(save, file))
+    )
+    return next(found, None)
 
 
 def never_whole(survey: Survey, position: Position) -> bool:

@@ -6,7 +6,7 @@ Only directories are listed here; no file is opened but the attempt records. Not
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -31,6 +31,11 @@ class Survey:
     records: tuple[Attempt, ...]
     has_commits: bool
     steps_per_epoch: int | None = None
+    elsewhere: Collection[Position] | None = frozenset()
+    """Positions whose votes that are not here are known to be on other nodes' disks; None for all of them."""
+
+    def is_elsewhere(self, position: Position) -> bool:
+        return self.elsewhere is None or position in self.elsewhere
 
     @cached_property
     def line(self) -> attempts.Line:

@@ -41,6 +41,12 @@ def from_first(group: Group, action: Callable[[], Any]) -> Any:
     return told[0]
 
 
+def on_each_disk(group: Group, leads: bool, action: Callable[[], Any]) -> list[Any]:
+    """What `action` gives on the first rank of each disk, as plain JSON, on every rank; or its error, on every rank."""
+    _, told = together(group, lambda: [action()] if leads else [], lambda result: result)
+    return [result for results in told for result in results]
+
+
 def same_everywhere(what: str, told: list[Any]) -> None:
     """Raises Disagreement, naming the ranks, where not every rank told the same."""
     other = [rank for rank, value in enumerate(told) if value != told[0]]

@@ -12,6 +12,7 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -23,7 +24,7 @@ from ms_resume.framework import nets, version
 from ms_resume.framework.group import Group
 from ms_resume.ownership import Heartbeat
 from ms_resume.records import Position, Writer
-from ms_resume.resume import agree, banner, fingerprint, session
+from ms_resume.resume import agree, banner, disks, fingerprint, session
 from ms_resume.resume.saver import Saver
 from ms_resume.resume.schedule import Schedule, Wishes
 from ms_resume.resume.session import Job, Loaded, Request
@@ -68,6 +69,7 @@ class Checkpointer:
             version.require()
         roles = {"policy": policy, "optimizer": optimizer} | ({} if ref is None else {"ref": ref})
         live = {role: nets.wrap(cell) for role, cell in roles.items()}
+        ranks = group or groups.current()
         self._job = Job(
             save=Path(save).resolve(),
             roles=live,
@@ -82,7 +84,8 @@ class Checkpointer:
                 "tool": version.tool(),
             },
             settings=settings or from_environment(),
-            group=group or groups.current(),
+            group=ranks,
+            disk=disks.shared(ranks),
         )
         self._say = say or (lambda text: print(text, file=sys.stderr, flush=True))
         self._writer: Writer | None = None
@@ -135,6 +138,8 @@ class Checkpointer:
             take_over=take_over,
             allow_missing=frozenset(allow_missing),
         )
+        if self._job.settings.storage == "local":
+            self._job = replace(self._job, disk=disks.find(self._job.group, self._job.save))
         after = session.prepare(self._job, request)
         loaded = session.load_newest(self._job, request)
         saver, _ = agree.together(self._job.group, lambda: Saver(self._job, self._say))
@@ -240,6 +245,7 @@ class Checkpointer:
         try:
             if self._saver is not None:  # on every rank alike, whether or not its own saves worked
                 agree.together(self._job.group, self._saver.wait)
+                self._saver.meet()
                 agree.together(self._job.group, self._saver.tidy)
                 self._saver.tidy()
         finally:
@@ -264,6 +270,7 @@ class Checkpointer:
         if loaded.choice.save == self._job.save:
             self._standing = loaded.position
         self._tell(banner.text(_story(self._job, request, writer, loaded)))
+        saver.meet()
         saver.tidy()  # a disk that is full at the start gets room here: a save comes before its retention
 
     def _started(self) -> Saver:

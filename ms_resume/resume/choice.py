@@ -6,7 +6,7 @@ Nothing is loaded and nothing is written here.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,10 +14,11 @@ from typing import Any, TypeVar
 from ms_resume import layouts, locate, verify
 from ms_resume.errors import Disagreement, NothingToResume, UsageError
 from ms_resume.framework.group import Group
-from ms_resume.layouts import survey
+from ms_resume.layouts import mindrlhf, survey
 from ms_resume.ondisk import mounts, names, payload, votes
-from ms_resume.records import Checkpoint, Located, Position, Rejection, Vote
-from ms_resume.resume import agree
+from ms_resume.records import Checkpoint, Located, Position, Rejection, Vote, in_ranges
+from ms_resume.resume import agree, disks
+from ms_resume.resume.disks import Offer
 
 T = TypeVar("T")
 
@@ -97,6 +98,84 @@ def nothing(located: Located) -> NothingToResume:
         hint="look with `ms-resume ls`; --allow_fresh_start begins anew beside what is there",
         rejected=[rejection.to_json() for rejection in located.rejected],
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What one rank has on a disk of its own, newest first; `empty` when nothing was ever saved there."""
+
+    offers: tuple[Offer, ...]
+    empty: bool
+
+
+def held(save: Path, rank: int, ref_dir: Path | None, steps_per_epoch: int) -> Held:
+    _check_exists_or_new(save)
+    offers = tuple(disks.offers(save, rank, ref_dir, steps_per_epoch))
+    surveyed = survey.take(save, ref_dir) if save.is_dir() else None
+    return Held(offers, surveyed is None or not (surveyed.positions or surveyed.deleted))
+
+
+def held_to_json(held: Held) -> list[Any]:
+    return [[disks.to_json(offer) for offer in held.offers], held.empty]
+
+
+def held_from_json(data: list[Any]) -> Held:
+    offers, empty = data
+    return Held(tuple(disks.from_json(entry) for entry in offers), empty)
+
+
+def choose_common(
+    save: Path, held: Sequence[Held], wanted: Position | None, excluded: Sequence[Rejection]
+) -> Choice | None:
+    """The newest checkpoint of which every rank has its part; a fresh start where no disk has anything; or None."""
+    known = {rejection.position: rejection for rejection in excluded}
+    for offers in disks.common(rank.offers for rank in held):
+        first = offers[0]
+        if first.position in known or wanted not in (None, first.position):
+            continue
+        digests = [offer.digest for offer in offers]
+        rejected = tuple(_not_common(held, known, newer_than=first.position))
+        votes_digest = _combined(digests) if all(digests) else ""
+        return Choice(
+            save, first.position, first.attempt, first.layout, first.world_size, votes_digest, rejected=rejected
+        )
+    fresh = wanted is None and not excluded and all(rank.empty for rank in held)
+    return Choice(save, None) if fresh else None
+
+
+def nothing_common(save: Path, held: Sequence[Held], excluded: Sequence[Rejection]) -> NothingToResume:
+    known = {rejection.position: rejection for rejection in excluded}
+    return nothing(Located(save, None, tuple(_not_common(held, known))))
+
+
+def stock_files(choice: Choice, rank: int, ref_dir: Path | None, steps_per_epoch: int) -> tuple[tuple[str, str], ...]:
+    """This rank's files of a stock checkpoint, by role; a vote names its own."""
+    if choice.position is None or choice.votes_digest:
+        return ()
+    found = mindrlhf.judge(survey.take(choice.save, ref_dir, steps_per_epoch), choice.position, (rank,))
+    assert isinstance(found, Checkpoint)  # this rank has offered it
+    return tuple((role, str(path)) for role, path in found.of_rank(rank).items())
+
+
+def _not_common(
+    held: Sequence[Held], known: Mapping[Position, Rejection], newer_than: Position | None = None
+) -> Iterator[Rejection]:
+    """Positions of which some ranks have nothing, newest first."""
+    ranks = {rank: entry.offers for rank, entry in enumerate(held)}
+    for position in sorted({offer.position for offers in ranks.values() for offer in offers}, reverse=True):
+        if newer_than is not None and position <= newer_than:
+            return
+        without = disks.missing(ranks, position)
+        reason = (
+            f"rank {in_ranges(without)} has nothing of it" if without else "the ranks have it of different attempts"
+        )
+        yield known.get(position) or Rejection(position, "torn", reason, without)
+
+
+def _check_exists_or_new(save: Path) -> None:
+    """A node that is new has no directory yet: the others say whether there should be one."""
+    if save.exists() and not save.is_dir():
+        raise UsageError(f"{save}: is a file, expected a save directory", hint="check the path")
 
 
 def to_json(choice: Choice) -> dict[str, Any]:

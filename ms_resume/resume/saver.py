@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -17,7 +18,7 @@ from ms_resume.errors import Damaged, DiskError, MsResumeError, UsageError
 from ms_resume.framework import nets
 from ms_resume.layouts import survey
 from ms_resume.records import Position, Vote, Writer
-from ms_resume.resume import agree, restore
+from ms_resume.resume import agree, disks, restore
 from ms_resume.resume.session import Job
 from ms_resume.state import HostTensor, pack, scalar
 from ms_resume.write import replicas
@@ -61,6 +62,7 @@ class Saver:
         self._writer: Writer | None = None
         self._named: Vote | None = None
         self._latest: Vote | None = None
+        self._elsewhere: frozenset[Position] = frozenset()
         self._flight: _Flight | None = None
         self._tidying: _Flight | None = None
         self._saves = 0
@@ -82,6 +84,7 @@ class Saver:
             if self._job.group.rank == 0:  # what all ranks do alike
                 self._tell(f"{position} is not saved: the save before it is still under way")
             return False
+        self.meet()
         self.wait()
         self.rest()
         self._saves += 1
@@ -90,6 +93,15 @@ class Saver:
         save = partial(self._save, snapshot, about)
         self._flight = _Flight(snapshot, save, self._try_to_tidy, self._tell, self._job.settings.save_timeout_s)
         return True
+
+    def meet(self) -> None:
+        """Where each node has a disk of its own the ranks tell each other what they have: nobody else can say which of
+        their positions are complete. First of all in a save, so that no rank's error keeps another one waiting."""
+        if self._job.disk.is_shared:
+            return
+        _, told = agree.together(self._job.group, self._offers, lambda offers: [disks.to_json(o) for o in offers])
+        common = disks.common([disks.from_json(entry) for entry in offers] for offers in told)
+        self._elsewhere = frozenset(offers[0].position for offers in common)
 
     def fence(self) -> None:
         """Returns when the tensors may change again.
@@ -167,6 +179,12 @@ class Saver:
             raise UsageError("the Checkpointer was not started", hint="call start() before save()")
         return self._writer
 
+    def _offers(self) -> list[disks.Offer]:
+        try:
+            return disks.offers(self._job.save, self._job.group.rank, None, self._job.steps_per_epoch)
+        except (MsResumeError, OSError):
+            return []  # what cannot be read counts for nothing now; the save itself says what is wrong
+
     def _busy_anywhere(self) -> bool:
         busy = self._flight is not None and self._flight.is_alive()
         return any(agree.together(self._job.group, lambda: busy, lambda found: found)[1])
@@ -179,10 +197,10 @@ class Saver:
     def _sharing(self) -> replicas.Replicas:
         """Only of a staged file it is known what it holds before it is written."""
         settings, group = self._job.settings, self._job.group
-        if not settings.staging or settings.save_format != "safetensors":
+        if not settings.staging or settings.save_format != "safetensors" or not self._job.disk.is_shared:
             raise UsageError(
-                "MS_RESUME_SHARE_REPLICAS_S needs a staging buffer and safetensors files",
-                hint="unset it, or MS_RESUME_STAGING and MS_RESUME_SAVE_FORMAT",
+                "MS_RESUME_SHARE_REPLICAS_S needs a staging buffer, safetensors files, and one disk for all ranks",
+                hint="unset it, or MS_RESUME_STAGING, MS_RESUME_SAVE_FORMAT, MS_RESUME_STORAGE",
             )
         dealt = replicas.deal(self._job.about["parallel"], group.rank, group.world_size)
         return replicas.Replicas(dealt, settings.share_replicas_s)
@@ -241,9 +259,14 @@ class Saver:
 
     def _previous(self) -> Vote | None:
         """This rank's newest vote whose checkpoint is complete: a reference may be named again only from there."""
-        if self._latest is not None and commit.complete(self._job.save, self._latest):
+        if self._latest is not None and self._is_complete(self._latest):
             self._named = self._latest
         return self._named
+
+    def _is_complete(self, vote: Vote) -> bool:
+        if self._job.disk.is_shared:
+            return commit.complete(self._job.save, vote)
+        return vote.position in self._elsewhere
 
     def _tidy(self, keep_last: int | None = None) -> None:
         """Moves `latest`, and lets retention do its part. What it cannot do now it does after the next save.
@@ -255,11 +278,11 @@ class Saver:
         newest = self._previous()
         if newest is not None:
             commit.point_latest(writer, newest.position)
-        if writer.rank == 0:
+        if writer.leads:
             settings = self._job.settings
             last = settings.keep_last if keep_last is None else keep_last
             keep = retention.Keep(last, settings.keep_every, settings.keep_best)
-            retention.sweep(writer, survey.take(writer.save), keep)
+            retention.sweep(writer, replace(survey.take(writer.save), elsewhere=self._elsewhere), keep)
         retention.remove_payloads(writer)
 
 

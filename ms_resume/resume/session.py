@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +28,10 @@ from ms_resume.layouts import survey
 from ms_resume.load.source import Source
 from ms_resume.ondisk import atomic, attempts, names
 from ms_resume.ownership import Heartbeat
-from ms_resume.records import Origin, Position, Rejection, Vote, Writer
+from ms_resume.records import Attempt, Origin, Position, Rejection, Vote, Writer
 from ms_resume.resume import agree, choice, restore
 from ms_resume.resume.choice import Choice, Mine
+from ms_resume.resume.disks import Disk
 from ms_resume.settings import Settings
 from ms_resume.state import Component, Tensors, pack
 
@@ -46,6 +47,7 @@ class Job:
     about: Mapping[str, Any]
     settings: Settings
     group: Group
+    disk: Disk
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,10 +90,14 @@ def prepare(job: Job, request: Request) -> int:
     agree.together(job.group, lambda: nets.check_separate(job.roles["policy"], job.roles.get("ref")))
     agree.together(job.group, lambda: _check_writable(job.save))
     check = attempts.newest_ordinal if request.take_over else ownership.check_free
-    after: int = agree.from_first(job.group, lambda: check(job.save))
-    agree.from_first(job.group, lambda: removal.put_back(job.save))
-    agree.from_first(job.group, lambda: _check_unused(job, request))
+    after: int = max(_on_each_disk(job, lambda: check(job.save)))
+    _on_each_disk(job, lambda: removal.put_back(job.save))
+    _on_each_disk(job, lambda: _check_unused(job, request))
     return after
+
+
+def _on_each_disk(job: Job, action: Callable[[], Any]) -> list[Any]:
+    return agree.on_each_disk(job.group, job.disk.leads, action)
 
 
 def load_newest(job: Job, request: Request) -> Loaded:
@@ -145,12 +151,16 @@ def open_attempt(job: Job, loaded: Loaded, after: int) -> tuple[Writer, Heartbea
 def _take_over(job: Job, loaded: Loaded, after: int, beating: list[Heartbeat]) -> Writer:
     document = agree.from_first(job.group, lambda: _open_record(job, _origin(job, loaded), after, beating))
     attempt = attempts.decode(document)
-    writer = Writer(job.save, attempt, job.group.rank, job.group.world_size)
-    agree.from_first(job.group, lambda: removal.put_back(job.save))
+    writer = Writer(job.save, attempt, job.group.rank, job.group.world_size, job.disk.leader)
+    opened = [attempt] if job.group.rank == 0 else []
     try:
+        if not job.disk.is_shared:
+            agree.together(job.group, lambda: _open_other_disk(job, loaded, attempt, after, beating, opened))
+        _on_each_disk(job, lambda: removal.put_back(job.save))
         agree.together(job.group, lambda: _check_stands(job, loaded))
-    except DirectoryInUse:
-        if job.group.rank == 0:  # or it would leave behind what the other job saved in its place
+    except MsResumeError as error:
+        if opened and (isinstance(error, DirectoryInUse) or not job.disk.is_shared):
+            # or it would leave behind what the other job saved in its place, and differ from the other disks
             atomic.remove(names.attempt_record(job.save, attempt.ordinal))
         raise
     wait_s = choice.visibility_s(job.save, job.settings.visibility_timeout_s)
@@ -180,6 +190,7 @@ def _asked(job: Job, request: Request) -> dict[str, Any]:
         "steps_per_epoch": job.steps_per_epoch,
         "the parallel strategy": job.about["parallel"],
         "max_rollback (MS_RESUME_MAX_ROLLBACK)": job.settings.max_rollback,
+        "storage (MS_RESUME_STORAGE)": job.settings.storage,
     }
 
 
@@ -221,7 +232,27 @@ def _choose(job: Job, request: Request, excluded: list[Rejection]) -> Choice:
             found = Choice(request.source, None)
         return choice.to_json(found)
 
+    if not job.disk.is_shared:
+        return _choose_together(job, request, excluded)
     return choice.from_json(agree.from_first(job.group, lambda: _undisturbed(job.save, decide)))
+
+
+def _choose_together(job: Job, request: Request, excluded: list[Rejection]) -> Choice:
+    """Nobody sees all votes: every rank says what it has, and finds the same answer."""
+    rank, steps = job.group.rank, job.steps_per_epoch
+    _on_each_disk(job, lambda: removal.put_back(job.save))
+    _, told = agree.together(
+        job.group, lambda: choice.held(request.source, rank, request.ref_dir, steps), choice.held_to_json
+    )
+    held = [choice.held_from_json(entry) for entry in told]
+    found, _ = agree.together(job.group, lambda: choice.choose_common(request.source, held, request.position, excluded))
+    if found is None and not request.allow_fresh_start:
+        raise choice.nothing_common(request.source, held, excluded)
+    chosen = found or Choice(request.source, None)
+    templates, _ = agree.together(
+        job.group, lambda: choice.stock_files(chosen, rank, request.ref_dir, steps), lambda found: None
+    )
+    return replace(chosen, templates=templates, world_size=chosen.world_size or job.group.world_size)
 
 
 def _undisturbed(save: Path, look: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -298,13 +329,25 @@ def _origin(job: Job, loaded: Loaded) -> Origin | None:
     return Origin(chosen.position, chosen.attempt, None if same else str(chosen.save))
 
 
-def _open_record(job: Job, origin: Origin | None, after: int, beating: list[Heartbeat]) -> dict[str, Any]:
+def _open_other_disk(
+    job: Job, loaded: Loaded, attempt: Attempt, after: int, beating: list[Heartbeat], opened: list[Attempt]
+) -> None:
+    """The same record on a node's own disk, by its first rank; rank 0's is there already."""
+    if job.disk.leads and job.group.rank != 0:
+        _open_record(job, _origin(job, loaded), after, beating, attempt.attempt)
+        opened.append(attempt)
+
+
+def _open_record(
+    job: Job, origin: Origin | None, after: int, beating: list[Heartbeat], attempt: str = ""
+) -> dict[str, Any]:
     atomic.make_dirs(job.save)
     if job.settings.heartbeat_s > 0:
         beating.append(Heartbeat(job.save, after + 1, job.settings.heartbeat_s))
     surveyed = survey.take(job.save, steps_per_epoch=job.steps_per_epoch)
-    attempt = ownership.open_attempt(surveyed, origin, job.group.world_size, after=after, label=job.settings.label)
-    return attempts.document(attempt)
+    label, world_size = job.settings.label, job.group.world_size
+    opened = ownership.open_attempt(surveyed, origin, world_size, after=after, label=label, attempt=attempt)
+    return attempts.document(opened)
 
 
 def _check_stands(job: Job, loaded: Loaded) -> None:

@@ -818,8 +818,8 @@ MUTANTS: list[Mutant] = [
         OURS,
         (
             "a position counts without the votes of all ranks",
-            "    if missing := tuple(rank for rank in range(world_size) if rank not in group):",
-            "    if missing := ():",
+            "    missing = tuple(rank for rank in range(world_size) if rank not in group)\n",
+            "    missing = ()\n",
             (_dying(SAVE_2),),
         ),
         (
@@ -890,8 +890,8 @@ MUTANTS: list[Mutant] = [
         ),
         (
             "a start chooses before it gives back what lies aside",
-            "    agree.from_first(job.group, lambda: removal.put_back(job.save))\n    agree.from_first(job.group, lambda: _check_unused(job, request))",
-            "    agree.from_first(job.group, lambda: _check_unused(job, request))",
+            "    _on_each_disk(job, lambda: removal.put_back(job.save))\n    _on_each_disk(job, lambda: _check_unused(job, request))",
+            "    _on_each_disk(job, lambda: _check_unused(job, request))",
             (_standing("a fresh start where the votes lie aside"),),
         ),
         (
@@ -908,14 +908,14 @@ MUTANTS: list[Mutant] = [
         ),
         (
             "a start with a record does not give back what lies aside",
-            "    agree.from_first(job.group, lambda: removal.put_back(job.save))\n    try:",
-            "    try:",
+            "        _on_each_disk(job, lambda: removal.put_back(job.save))\n        agree.together(job.group, lambda: _check_stands(job, loaded))\n",
+            "        agree.together(job.group, lambda: _check_stands(job, loaded))\n",
             (_taken(TORN), _taken(ABANDONED)),
         ),
         (
             "a start with a record does not look whether its checkpoint stands",
-            "    try:\n        agree.together(job.group, lambda: _check_stands(job, loaded))\n    except",
-            "    try:\n        pass\n    except",
+            "        agree.together(job.group, lambda: _check_stands(job, loaded))\n    except",
+            "    except",
             (_late(SAVE),),
         ),
         (
@@ -1004,8 +1004,8 @@ MUTANTS: list[Mutant] = [
         SAVER,
         (
             "a reference is named again from a checkpoint that is not complete",
-            "        if self._latest is not None and commit.complete(self._job.save, self._latest):",
-            "        if self._latest is not None:",
+            "            return commit.complete(self._job.save, vote)\n",
+            "            return True\n",
             (_slow(REF_2), _dying(REF_2)),
         ),
     ),

@@ -1,0 +1,125 @@
+"""Where each node has a disk of its own: who shares one, and what all ranks have.
+
+A disk's first rank does there what rank 0 does on a shared one: it looks whether the directory is free, writes the
+attempt record, and lets retention decide. What is complete nobody can read from one disk; the ranks tell each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ms_resume.framework.group import Group
+from ms_resume.layouts import mindrlhf, ours, survey
+from ms_resume.layouts.survey import Survey
+from ms_resume.ondisk import names, payload, votes
+from ms_resume.ownership import machine
+from ms_resume.records import Checkpoint, Position, Vote
+from ms_resume.resume import agree
+
+
+@dataclass(frozen=True, slots=True)
+class Disk:
+    """The ranks that see the same save directory as this one, in order."""
+
+    ranks: tuple[int, ...]
+    rank: int
+    world_size: int
+
+    @property
+    def leader(self) -> int:
+        return self.ranks[0]
+
+    @property
+    def leads(self) -> bool:
+        return self.rank == self.leader
+
+    @property
+    def is_shared(self) -> bool:
+        """By all ranks."""
+        return len(self.ranks) == self.world_size
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """What one rank has of one position: its vote's attempt, world size, and digest, or its stock files."""
+
+    position: Position
+    layout: str
+    attempt: str | None = None
+    world_size: int = 0
+    digest: str = ""
+
+    @property
+    def key(self) -> tuple[Position, str, str | None, int]:
+        """Equal on all ranks where they are parts of one checkpoint."""
+        return self.position, self.layout, self.attempt, self.world_size
+
+
+def shared(group: Group) -> Disk:
+    return Disk(tuple(range(group.world_size)), group.rank, group.world_size)
+
+
+def find(group: Group, save: Path) -> Disk:
+    """Asks all ranks where their save directory lies; it need not exist."""
+    _, told = agree.together(group, lambda: _place(save), lambda place: place)
+    mine = told[group.rank]
+    return Disk(tuple(rank for rank, place in enumerate(told) if place == mine), group.rank, group.world_size)
+
+
+def offers(save: Path, rank: int, ref_dir: Path | None, steps_per_epoch: int | None) -> list[Offer]:
+    """What `rank` has, newest first: live, with its files, whatever other ranks have."""
+    if not save.is_dir():
+        return []
+    surveyed = survey.take(save, ref_dir, steps_per_epoch)
+    found = (_offer(surveyed, position, rank) for position in surveyed.positions)
+    return [offer for offer in found if offer is not None]
+
+
+def common(told: Iterable[Iterable[Offer]]) -> list[tuple[Offer, ...]]:
+    """The checkpoints of which every rank has its part, newest first; one offer a rank, in their order."""
+    by_key = [{offer.key: offer for offer in offers} for offers in told]
+    everywhere = set.intersection(*(set(offers) for offers in by_key)) if by_key else set()
+    return [tuple(offers[key] for offers in by_key) for key in sorted(everywhere, key=lambda key: key[0], reverse=True)]
+
+
+def to_json(offer: Offer) -> list[Any]:
+    return [offer.position.to_json(), offer.layout, offer.attempt, offer.world_size, offer.digest]
+
+
+def from_json(data: list[Any]) -> Offer:
+    (epoch, step), *rest = data
+    return Offer(Position(epoch, step), *rest)
+
+
+def _place(save: Path) -> list[Any]:
+    """The machine, the directory that is there, and the way from it."""
+    there = next(step for step in (save, *save.parents) if step.exists())
+    status = there.stat()
+    return [machine(), status.st_dev, status.st_ino, save.relative_to(there).as_posix()]
+
+
+def _offer(surveyed: Survey, position: Position, rank: int) -> Offer | None:
+    if not ours.claims(surveyed, position):
+        judged = mindrlhf.judge(surveyed, position, (rank,))
+        return Offer(position, mindrlhf.NAME) if isinstance(judged, Checkpoint) else None
+    found, _ = votes.read_all(names.vote_dir(surveyed.save, position))
+    vote = found.get(rank)
+    if vote is None or not ours.is_live(surveyed, vote) or not _has_files(surveyed.save, vote):
+        return None
+    content = names.vote(surveyed.save, position, rank).read_bytes()
+    return Offer(position, ours.NAME, vote.attempt, vote.world_size, payload.digest_of(content))
+
+
+def _has_files(save: Path, vote: Vote) -> bool:
+    """By their sizes, like any complete position; a resume checks the rest while it loads."""
+    if vote.file("optimizer") is None:
+        return False
+    return ours.missing_file(save, {vote.rank: vote}) is None
+
+
+def missing(told: Mapping[int, Iterable[Offer]], position: Position) -> tuple[int, ...]:
+    """The ranks that have nothing of `position`."""
+    return tuple(rank for rank, offers in told.items() if all(offer.position != position for offer in offers))

@@ -1,0 +1,254 @@
+"""Each node has a disk of its own: what all ranks have is found by asking them. Ranks 0 and 1 share one, rank 2 has
+another."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import stock_trees
+from runs import Outcome, ThreadGroup, TinyRank, run_ranks
+
+import ms_resume
+from ms_resume.errors import DirectoryInUse, DiskError, MsResumeError, NothingToResume, UsageError
+from ms_resume.ondisk import atomic, attempts, names
+from ms_resume.records import Position
+from ms_resume.state import Arrays
+
+P = Position.parse
+NODE_OF = {0: "a", 1: "a", 2: "b"}
+
+
+def save_of(top: Path, rank: int) -> Path:
+    return top / NODE_OF[rank] / "save"
+
+
+def run(top: Path, *steps: int, resume: bool = False, keep_last: int = 0, **start: Any) -> Outcome[TinyRank]:
+    """A start, a step of training before each save, and an end in good order."""
+
+    def rank_main(group: ThreadGroup) -> TinyRank:
+        me = TinyRank(group.rank)
+        settings = ms_resume.Settings(heartbeat_s=0, keep_last=keep_last, storage="local")
+        with ms_resume.Checkpointer(
+            save_of(top, group.rank),
+            policy=me.policy,
+            optimizer=me.optimizer,
+            ref=me.ref,
+            components=me.components(),
+            steps_per_epoch=100,
+            settings=settings,
+            group=group,
+            say=me.said.append,
+        ) as me.checkpointer:
+            me.start = me.checkpointer.start(resume=resume, **start)
+            for step in steps:
+                me.train_one_step()
+                me.checkpointer.save(0, step)
+        return me
+
+    return run_ranks(3, rank_main)
+
+
+def state(ranks: list[TinyRank]) -> list[dict[str, np.ndarray]]:
+    return [dict(rank.optimizer) for rank in ranks]
+
+
+def same(one: list[dict[str, np.ndarray]], other: list[dict[str, np.ndarray]]) -> bool:
+    return all(np.array_equal(a[name], b[name]) for a, b in zip(one, other, strict=True) for name in a)
+
+
+def error_of(outcome: Outcome[TinyRank]) -> MsResumeError:
+    with pytest.raises(MsResumeError) as caught:
+        outcome.ok()
+    return caught.value
+
+
+def records(top: Path) -> dict[str, list[str]]:
+    return {node: [record.attempt for record in attempts.read_all(top / node / "save")] for node in "ab"}
+
+
+def files(top: Path, node: str) -> set[str]:
+    return {p.relative_to(top / node).as_posix() for p in (top / node).rglob("*") if p.is_file()}
+
+
+def test_a_run_goes_on_from_what_all_ranks_have(tmp_path: Path) -> None:
+    """Bit for bit; every disk has the same records, and its own ranks' files alone."""
+    before = state(run(tmp_path, 2, 4).ok())
+    again = run(tmp_path, resume=True).ok()
+    straight = state(run(tmp_path / "other", 2, 4, 6).ok())
+
+    assert [rank.start for rank in again] == [P("0_4")] * 3
+    assert same(state(again), before)
+    assert "RESUMING at 0_4" in again[0].said[0]
+    assert same(state(run(tmp_path, 6, resume=True).ok()), straight)
+    assert records(tmp_path)["a"] == records(tmp_path)["b"]
+    assert len(records(tmp_path)["a"]) == 3
+    assert not any("rank_2" in name for name in files(tmp_path, "a"))
+    assert not any("rank_0" in name or "rank_1" in name for name in files(tmp_path, "b"))
+
+
+@pytest.mark.parametrize("rank", [0, 1, 2])
+def test_a_rank_that_is_behind(tmp_path: Path, rank: int) -> None:
+    """All go on from the one before, and it is said whose part is missing."""
+    run(tmp_path, 2, 4).ok()
+    names.vote(save_of(tmp_path, rank), P("0_4"), rank).unlink()
+    again = run(tmp_path, resume=True).ok()
+
+    assert [found.start for found in again] == [P("0_2")] * 3
+    assert f"passed over 0_4: torn: rank {rank} has nothing of it" in again[0].said[0]
+
+
+def test_a_rank_whose_file_is_damaged(tmp_path: Path) -> None:
+    """Found while it is loaded: all ranks go to the one before together."""
+    run(tmp_path, 2, 4).ok()
+    path = names.payload(save_of(tmp_path, 2), "optimizer", 2, P("0_4"))
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(content)
+    again = run(tmp_path, resume=True).ok()
+
+    assert [found.start for found in again] == [P("0_2")] * 3
+    assert "passed over 0_4: damaged" in again[0].said[0]
+
+
+def test_a_node_that_is_new(tmp_path: Path) -> None:
+    """Its disk is empty: nothing is whole, and nothing begins anew by itself."""
+    run(tmp_path, 2, 4).ok()
+    shutil.rmtree(tmp_path / "b")
+    error = error_of(run(tmp_path, resume=True))
+
+    assert isinstance(error, NothingToResume)
+    assert "0_4  torn: rank 2 has nothing of it" in error.message
+    assert "0_2  torn: rank 2 has nothing of it" in error.message
+    assert records(tmp_path)["b"] == []
+    assert [rank.start for rank in run(tmp_path, resume=True, allow_fresh_start=True).ok()] == [P("0_0")] * 3
+
+
+def test_nothing_anywhere(tmp_path: Path) -> None:
+    """A first start with --resume_training."""
+    assert [rank.start for rank in run(tmp_path, 2, resume=True).ok()] == [P("0_0")] * 3
+
+
+def test_retention_on_each_disk(tmp_path: Path) -> None:
+    """The newest two that all ranks have, on every disk; the reference that they name stays once."""
+    run(tmp_path, 2, 4, 6, 8, keep_last=2).ok()
+
+    for rank, node in NODE_OF.items():
+        save = save_of(tmp_path, rank)
+        positions = sorted(path.name for path in names.commits(save).iterdir() if names.parse_vote_dir(path.name))
+        assert positions == ["0_6", "0_8"]
+        for role, count in (("policy", 2), ("optimizer", 2), ("state", 2), ("ref", 1)):
+            assert len([*names.rank_dir(save, role, rank).glob("*.safetensors")]) == count, (node, role)
+
+
+def test_what_one_rank_lacks_does_not_count_for_retention(tmp_path: Path) -> None:
+    """Rank 2 has lost its part of 0_8: 0_6 and 0_4 are the newest two that are whole, and stay on every disk."""
+    run(tmp_path, 2, 4, 6, 8).ok()
+    names.vote(save_of(tmp_path, 2), P("0_8"), 2).unlink()
+    run(tmp_path, resume=True, keep_last=2).ok()
+
+    for rank in NODE_OF:
+        there = {path.name for path in names.commits(save_of(tmp_path, rank)).iterdir()}
+        assert {"0_4", "0_6"} <= there
+        assert "0_2" not in there
+
+
+def test_going_back(tmp_path: Path) -> None:
+    """To a position that all have; what is newer is left behind on every disk."""
+    run(tmp_path, 2, 4, 6).ok()
+    back = run(tmp_path, resume=True, position=P("0_2")).ok()
+    again = run(tmp_path, resume=True).ok()
+
+    assert [rank.start for rank in (*back, *again)] == [P("0_2")] * 6
+    error = error_of(run(tmp_path, resume=True, position=P("0_5")))
+    assert isinstance(error, NothingToResume)
+
+
+def test_one_disk_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another job has just opened an attempt on rank 2's disk: refused, and no disk keeps a record of this start."""
+    run(tmp_path, 2).ok()
+    before = records(tmp_path)
+    publish = atomic.publish
+
+    def failing(path: Path, content: Any, attempt: str) -> None:
+        if "attempts" in path.parts and "b" in path.parts:
+            raise FileExistsError
+        publish(path, content, attempt)
+
+    monkeypatch.setattr(atomic, "publish", failing)
+    assert isinstance(error_of(run(tmp_path, resume=True)), DirectoryInUse)
+    assert records(tmp_path) == before
+
+
+def test_one_disk_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(tmp_path, 2).ok()
+    before, publish = records(tmp_path), atomic.publish
+
+    def failing(path: Path, content: Any, attempt: str) -> None:
+        if "attempts" in path.parts and "b" in path.parts:
+            raise DiskError("no room", hint="", path=str(path), errno=28)
+        publish(path, content, attempt)
+
+    monkeypatch.setattr(atomic, "publish", failing)
+    assert isinstance(error_of(run(tmp_path, resume=True)), DiskError)
+    assert records(tmp_path) == before
+
+
+def test_stock_checkpoints(tmp_path: Path) -> None:
+    """Of a stock job whose nodes have disks of their own: the newest position that all have."""
+    for rank in NODE_OF:
+        stock_trees.healthy(save_of(tmp_path, rank), (0, 2), (0, 4), ranks=[rank])
+    stock_trees.payload_path(save_of(tmp_path, 2), "optimizer", 2, (0, 4)).unlink()
+
+    def rank_main(group: ThreadGroup) -> Any:
+        held = {role: stock_trees.tensors(role, 7, (9, 9)) for role in stock_trees.DIRECTORIES}
+        policy = Arrays({name: array for name, array in held["policy"].items() if not name.endswith("_num")})
+        nets = {"policy": policy, "optimizer": Arrays({**held["optimizer"], **policy}), "ref": Arrays(held["ref"])}
+        settings = ms_resume.Settings(heartbeat_s=0, storage="local")
+        with ms_resume.Checkpointer(
+            save_of(tmp_path, group.rank),
+            **nets,
+            steps_per_epoch=100,
+            settings=settings,
+            group=group,
+            say=lambda t: None,
+        ) as checkpointer:
+            at = checkpointer.start(resume=True)
+        return at, float(nets["policy"]["model.w"][0, 0])
+
+    assert run_ranks(3, rank_main).ok() == [(P("0_2"), 2 + rank / 8) for rank in NODE_OF]
+
+
+def test_replicas_cannot_share(tmp_path: Path) -> None:
+    """What another node wrote is not there to be linked."""
+
+    def rank_main(group: ThreadGroup) -> None:
+        me = TinyRank(0)
+        settings = ms_resume.Settings(heartbeat_s=0, storage="local", share_replicas_s=1)
+        ms_resume.Checkpointer(
+            save_of(tmp_path, group.rank),
+            policy=me.policy,
+            optimizer=me.optimizer,
+            steps_per_epoch=100,
+            settings=settings,
+            group=group,
+        ).start(resume=False)
+
+    with pytest.raises(UsageError, match="one disk for all ranks"):
+        run_ranks(3, rank_main).ok()
+
+
+def test_one_disk_for_all_is_a_shared_one(tmp_path: Path) -> None:
+    """`local` where all ranks see one directory changes nothing."""
+    for rank in NODE_OF:
+        save_of(tmp_path, rank).parent.mkdir(exist_ok=True)
+    shutil.rmtree(tmp_path / "b")
+    (tmp_path / "b").symlink_to("a")
+    run(tmp_path, 2, 4).ok()
+
+    assert [rank.start for rank in run(tmp_path, resume=True).ok()] == [P("0_4")] * 3
+    assert len(json.loads(names.attempt_record(save_of(tmp_path, 0), 1).read_text())["attempt"]) == 23
