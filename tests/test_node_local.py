@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import stock_trees
+from command import call
 from runs import Outcome, ThreadGroup, TinyRank, run_ranks
 
 import ms_resume
@@ -221,6 +222,18 @@ def test_stock_checkpoints(tmp_path: Path) -> None:
         return at, float(nets["policy"]["model.w"][0, 0])
 
     assert run_ranks(3, rank_main).ok() == [(P("0_2"), 2 + rank / 8) for rank in NODE_OF]
+
+
+def test_the_commands_look_at_one_disk(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By itself a disk's checkpoints lack the other ranks' votes; `--storage local` asks for this node's alone."""
+    run(tmp_path, 2, 4).ok()
+    save = tmp_path / "a" / "save"
+
+    assert call(capsys, "locate", save).code == 10
+    located = call(capsys, "locate", save, "--storage", "local", "--json")
+    assert (located.code, located.json["position"], located.json["world_size"]) == (0, [0, 4], 3)
+    assert {file["rank"] for file in located.json["files"]} == {0, 1}
+    assert call(capsys, "verify", save, "--storage", "local", "--all", "--deep").code == 0
 
 
 def test_replicas_cannot_share(tmp_path: Path) -> None:

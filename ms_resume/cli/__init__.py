@@ -83,6 +83,12 @@ def _parser() -> argparse.ArgumentParser:
         below.add_argument(
             "--layout", choices=layouts.NAMES, metavar="NAME", help=f"how it lies there: {', '.join(layouts.NAMES)}"
         )
+        below.add_argument(
+            "--storage",
+            choices=("shared", "local"),
+            default="shared",
+            help="local: SAVE is one node's own disk; the votes of ranks that have nothing here count as cast",
+        )
         below.add_argument("--json", action="store_true", help="print one JSON object; errors too")
         command.add_arguments(below)
     return parser

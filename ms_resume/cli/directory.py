@@ -32,7 +32,8 @@ def find(text: str) -> Path:
 
 def holding(args: argparse.Namespace) -> Holding:
     """What lies in the SAVE of a command line, by looking, or as `--layout` says."""
-    return layouts.find(find(args.save), ref_dir=optional(args.ref_dir), layout=args.layout)
+    is_local = args.storage == "local"
+    return layouts.find(find(args.save), ref_dir=optional(args.ref_dir), layout=args.layout, is_local=is_local)
 
 
 def optional(text: str | None) -> Path | None:

@@ -11,7 +11,7 @@ counts by its votes alone.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Protocol
@@ -109,18 +109,21 @@ FOREIGN: tuple[Layout, ...] = (mindformers, mindformers2, mindspeed, mindrlhf_0_
 NAMES = (SaveDirectory.NAME, *(layout.NAME for layout in FOREIGN))
 
 
-def find(save: Path, *, ref_dir: Path | None = None, layout: str | None = None) -> Holding:
+def find(save: Path, *, ref_dir: Path | None = None, layout: str | None = None, is_local: bool = False) -> Holding:
     """What `save` holds. A directory in which nothing is recognised is a save directory without positions.
 
     Args:
         ref_dir: Where a stock job keeps its reference, if not in `<save>/ref`.
         layout: One of `NAMES`, where looking is not enough.
+        is_local: It is one node's own disk: what other ranks have is not here, and counts as whole.
 
     Raises:
         UsageError: It is no directory, or two layouts fit.
         Damaged: An attempt record cannot be read.
     """
     surveyed = survey.take(save, ref_dir)
+    if is_local:
+        surveyed = replace(surveyed, elsewhere=None)
     chosen = [other for other in FOREIGN if layout == other.NAME]
     if layout is not None:
         return chosen[0].take(save) if chosen else SaveDirectory(surveyed)
