@@ -83,7 +83,7 @@ def run_dying(plan: Plan) -> Tally:
     single = plan.draw(list(dying.points(s for s in chosen if s.world_size < 3)))
     three_ranks = plan.picked(dying.points(s for s in chosen if s.world_size == 3))
     single += random.Random(plan.seed).sample(three_ranks, round(len(three_ranks) * plan.share / 3))
-    double = dying.pairs(chosen, round(600 * plan.share * len(chosen) / len(every_scenario())), plan.seed)
+    double = dying.pairs(chosen, round(400 * plan.share * len(chosen) / len(every_scenario())), plan.seed)
     double = plan.picked(double)
     plan.spread(dying.check, [*single, *double], tally)
     tally.notes = {"killed once": len(single), "killed again in the recovery": len(double)}
@@ -95,7 +95,7 @@ def run_failing(plan: Plan) -> Tally:
     tally = Tally("failing at every point", "injected errors")
     points = plan.draw(list(failing.points(plan.named(scenarios.of_size(1)))))
     two_ranks = plan.picked(failing.points(plan.named(scenarios.of_size(2))))
-    points += random.Random(plan.seed).sample(two_ranks, round(len(two_ranks) * plan.share / 6))
+    points += random.Random(plan.seed).sample(two_ranks, round(len(two_ranks) * plan.share / 8))
     plan.spread(failing.check, points, tally)
     patient = scenarios.of_size(2) if plan.share == 1 and not plan.impatient else []
     stalled = list(failing.stalls(patient, every=29))  # all at once: half a minute
@@ -111,7 +111,7 @@ def run_interleaving(plan: Plan) -> Tally:
     everywhere = in_one_process(1, 2, 3)
     chosen = plan.named(everywhere)
     zombies = plan.draw(list(interleaving.zombies(s for s in chosen if s.world_size < 3)))
-    count = round(1000 * plan.share * len(chosen) / len(everywhere))
+    count = round(800 * plan.share * len(chosen) / len(everywhere))
     zombies += plan.picked(interleaving.in_between(chosen, count, plan.seed))
     late = plan.named(s for s in scenarios.of_size(2) if s.name in _SLOW)
     slow = plan.draw(list(interleaving.slow_ranks(late, calls=45)))

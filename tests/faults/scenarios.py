@@ -444,10 +444,11 @@ def of_size(world_size: int) -> list[Scenario]:
         for victim, when in ((0, "before"), (n - 1, "before"), (n - 1, "after"))
         if n > 1
     ]
-    if n > 1:
+    if n == 2:
         same = run(n, 2, 4, replicas=True)
         shared = save_next(n, 6, replicas=True, new_reference=True)
         apart.append(Scenario("a save that replicas share", n, same, shared))
+    if n > 1:
         apart.append(Scenario("pruned on the word of a rank that died", n, plain, save_then_prune(n, 6)))
     stock_only = in_order(stock.trains(n, 2), stock.trains(n, 4, 2))
     formats = in_order(run(n, 2, save_format="ckpt"), run(n, 4, resume=True))
