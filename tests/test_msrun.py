@@ -174,3 +174,35 @@ def test_resuming_from_nowhere_is_an_error(tmp_path):
     assert run.returncode == 2, run.stdout + run.stderr
     assert "does not exist" in run.stderr
     assert not (tmp_path / "typo").exists()
+
+
+def run_on_two_disks(top: Path, *arguments: str) -> str:
+    """What both ranks said; each has a save directory of its own."""
+    msrun = [str(Path(sys.executable).with_name("msrun")), "--worker_num=2", "--local_worker_num=2", "--join=True"]
+    settings = environment(MS_RESUME_STORAGE="local")
+    command = [*msrun, f"--master_port={settings['MASTER_PORT']}", f"--log_dir={top / 'logs'}"]
+    command += [str(TOP / "tests/node_local_main.py"), str(top), "--config", str(CONFIG), *arguments]
+    run = subprocess.run(command, env=settings, capture_output=True, text=True, check=False)
+    said = "".join(path.read_text() for path in sorted((top / "logs").glob("worker_*.log")))
+
+    assert run.returncode == 0, run.stdout + run.stderr + said
+    return said
+
+
+def test_node_local_disks(demo, tmp_path):
+    """Both ranks go on from the newest that both have, although rank 0 has a newer one."""
+    said = run_on_two_disks(tmp_path, "--epochs", "1", "--actor_checkpoint_path", str(demo[0] / "base"))
+    assert "FRESH START" in said
+    newest = max(names.commits(tmp_path / "node_1").glob("*_*"), key=lambda path: names.parse_vote_dir(path.name))
+    before = sorted(names.commits(tmp_path / "node_1").glob("*_*"), key=lambda path: names.parse_vote_dir(path.name))[
+        -2
+    ]
+    shutil.rmtree(newest)
+    said = run_on_two_disks(tmp_path, "--epochs", "1", "--resume_training")
+
+    assert f"RESUMING at {before.name}" in said
+    assert f"passed over {newest.name}: torn: rank 1 has nothing of it" in said
+    for rank in (0, 1):
+        found = {path.parent.name for path in (tmp_path / f"node_{rank}").glob("*/rank_*/*.safetensors")}
+        assert found == {f"rank_{rank}"}
+        assert (names.commits(tmp_path / f"node_{rank}") / newest.name).is_dir()
