@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import pty
 import re
 import shutil
 import signal
@@ -19,7 +18,7 @@ from types import ModuleType
 import own_trees
 import pytest
 import stock_trees
-from command import call
+from command import call, example, in_terminal
 from runs import tiny_run
 
 import ms_resume.cli.locate
@@ -346,7 +345,7 @@ class TestUsage:
         ("words", "said"),
         [
             ([], "the following arguments are required: COMMAND"),
-            (["prune", "save"], "invalid choice: 'prune'"),
+            (["fly", "save"], "invalid choice: 'fly'"),
             (["locate"], "the following arguments are required: SAVE"),
             (["locate", "save", "--depe"], "unrecognized arguments: --depe"),
             (["verify", "save", "--position", "five"], "'five' is not a position"),
@@ -363,7 +362,7 @@ class TestUsage:
         assert (document["error"], document["exit_code"]) == ("UsageError", 2)
         assert said in document["message"]
 
-    @pytest.mark.parametrize("command", COMMANDS)
+    @pytest.mark.parametrize("command", cli._COMMANDS)
     def test_help_is_the_docstring(self, command: str, capsys: Capture) -> None:
         """With its example, and every option."""
         assert cli.main([command, "--help"]) == 0
@@ -379,24 +378,20 @@ class TestUsage:
         assert (cli.main(["--help"]), cli.main(["--version"])) == (0, 0)
 
         printed = capsys.readouterr().out
-        assert all(f"\n    {command} " in printed for command in COMMANDS)
+        assert all(f"\n    {command} " in printed for command in cli._COMMANDS)
         assert f"ms-resume {ms_resume.__version__}\n" in printed
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", [*COMMANDS, "show"])
 def test_the_example_in_the_help_is_real(
     command: str, save: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Line by line what the command prints for such a directory; `...` stands for what is long or differs."""
     monkeypatch.chdir(save.parent)
-    module: ModuleType = getattr(ms_resume.cli, command)
-    lines = re.findall(r"^    (.*)\n", module.__doc__ or "", re.MULTILINE)
-    words = lines[0].split()
+    words, pattern = example(command)
 
-    called = call(capsys, words[2], words[3], *words[4:])
+    called = call(capsys, words[0], words[1], *words[2:])
 
-    pattern = "\n".join(re.escape(line).replace(r"\.\.\.", ".*") for line in lines[1:])
-    assert words[:3] == ["$", "ms-resume", command]
     assert re.fullmatch(pattern, (called.out + called.err).strip("\n"))
 
 
@@ -477,7 +472,7 @@ class TestTerminal:
         """No row is wider than the terminal, and nothing is cut off."""
         words = [*MODULE, command, "save"]
         plain = subprocess.run(words, cwd=save.parent, capture_output=True, text=True, check=True).stdout
-        shown = _in_terminal(words, cwd=save.parent, columns=70)
+        shown = in_terminal(words, cwd=save.parent, columns=70)
 
         rows = [line for line in shown.splitlines() if not re.match(r"\S+: |\d+_\d+ is |  -> ", line)]
         assert 10 <= max(map(len, rows)) <= 70
@@ -488,15 +483,16 @@ class TestTerminal:
         """Bytes, rate, time left; none of it when standard error is no terminal."""
         words = [*MODULE, "verify", "save", "--deep", "--position", "1_0"]
 
-        assert re.search(r"checking 1_0 .* [\d.]+/\d+\.\d KiB", _in_terminal(words, cwd=save.parent, columns=100))
+        assert re.search(r"checking 1_0 .* [\d.]+/\d+\.\d KiB", in_terminal(words, cwd=save.parent, columns=100))
         ended = subprocess.run(words, cwd=save.parent, capture_output=True, check=True)
         assert ended.stderr == b""
 
 
 def test_every_command_starts_quickly(save: Path) -> None:
     """Under 0.3 s warm, in processor time: a loaded machine is not the command's fault."""
-    for command in COMMANDS:
-        took_s = sorted(_processor_time_s([*MODULE, command, str(save)]) for _ in range(5))
+    payload = own_trees.payload_path(save, "1_5", 0, "policy")
+    for command, what in [*((command, save) for command in COMMANDS), ("show", payload)]:
+        took_s = sorted(_processor_time_s([*MODULE, command, str(what)]) for _ in range(5))
         assert took_s[2] < 0.3, f"{command} took {took_s}"
 
 
@@ -506,25 +502,6 @@ def _processor_time_s(words: list[str]) -> float:
     process.returncode = os.waitstatus_to_exitcode(status)
     assert process.returncode == 0
     return used.ru_utime + used.ru_stime
-
-
-def _in_terminal(words: list[str], cwd: Path, columns: int) -> str:
-    """Everything that `words` prints on a terminal of this width, without its control sequences."""
-    ours, theirs = pty.openpty()
-    environment = {**os.environ, "TERM": "xterm", "COLUMNS": str(columns)}
-    with subprocess.Popen(words, cwd=cwd, env=environment, stdout=theirs, stderr=theirs) as process:
-        os.close(theirs)
-        shown = b"".join(iter(lambda: _read(ours), b""))
-    os.close(ours)
-    assert process.returncode in (0, 20)
-    return re.sub(r"\x1b\[[?\d;]*[A-Za-z]", "", shown.decode()).replace("\r", "")
-
-
-def _read(fd: int) -> bytes:
-    try:
-        return os.read(fd, 65536)
-    except OSError:  # how Linux says that the other end of a terminal was closed
-        return b""
 
 
 def _open_for_writing(fifo: Path, reader: subprocess.Popen[bytes]) -> int:

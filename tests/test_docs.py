@@ -21,11 +21,11 @@ import test_architecture
 
 import ms_resume
 from ms_resume import cli
-from ms_resume.cli import locate, ls, verify
+from ms_resume.cli import locate, ls, show, verify
 from ms_resume.errors import ExitCode, MsResumeError
 from ms_resume.framework.group import Solo
 from ms_resume.ondisk import attempts, payload, votes
-from ms_resume.records import Attempt, DeadStock, Located, Origin, Payload, Position, Rejection, Vote
+from ms_resume.records import Attempt, DeadStock, Located, Origin, Payload, Position, Rejection, TensorInfo, Vote
 from ms_resume.resume import fingerprint
 from ms_resume.settings import PREFIX, Settings
 from ms_resume.state import Arrays
@@ -246,10 +246,12 @@ def json_keys(text: str) -> list[str]:
     rejection = Rejection(Position(0, 1), "torn", "")
     positions = {"ls": ls.Row.__slots__, "verify": verify.Result(rejection).to_json()}
     of_findings = Finding("", 0, "", "").to_json()
+    shown = show.Contents(Path(__file__), "", tensors={"w": TensorInfo("U8", ())}).to_json()
     keys = {
         "ls": {"save", "positions", *positions["ls"]},
         "locate": {*locate.document(Located(Path(), None)), *rejection.to_json(), "rank", "role", "path"},
         "verify": {"save", "deep", "positions", *positions["verify"], *of_findings},
+        "show": {*shown, *shown["tensors"][0]},
     }
     rows = dict(re.findall(r"^\| `(\w+)` \|(.*)\|$", section(text, "`--json` of the commands"), re.MULTILINE))
     assert set(rows) == set(keys) == set(cli._COMMANDS)

@@ -16,11 +16,10 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 import ms_resume
-from ms_resume import layouts
-from ms_resume.cli import locate, ls, verify
+from ms_resume.cli import locate, ls, show, verify
 from ms_resume.errors import DiskError, MsResumeError, UsageError
 
-_COMMANDS = {"ls": ls, "locate": locate, "verify": verify}
+_COMMANDS = {"ls": ls, "locate": locate, "verify": verify, "show": show}
 _INTERRUPTED = 130
 _BROKEN_PIPE = 141
 """128 and the signal's number, as a shell reports them."""
@@ -78,19 +77,8 @@ def _parser() -> argparse.ArgumentParser:
             description=about,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        below.add_argument("save", metavar="SAVE", help="the save directory, which holds train/ and optimizer/")
-        below.add_argument("--ref-dir", metavar="D", help="where the reference lies, if not in SAVE/ref")
-        below.add_argument(
-            "--layout", choices=layouts.NAMES, metavar="NAME", help=f"how it lies there: {', '.join(layouts.NAMES)}"
-        )
-        below.add_argument(
-            "--storage",
-            choices=("shared", "local"),
-            default="shared",
-            help="local: SAVE is one node's own disk; the votes of ranks that have nothing here count as cast",
-        )
-        below.add_argument("--json", action="store_true", help="print one JSON object; errors too")
         command.add_arguments(below)
+        below.add_argument("--json", action="store_true", help="print one JSON object; errors too")
     return parser
 
 

@@ -18,6 +18,24 @@ from ms_resume.records import Rejection
 _BESIDE_TRAIN = ("optimizer", "ref", "commits")
 
 
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """SAVE, and what belongs to it."""
+    parser.add_argument("save", metavar="SAVE", help="the save directory, which holds train/ and optimizer/")
+    parser.add_argument("--ref-dir", metavar="D", help="where the reference lies, if not in SAVE/ref")
+
+
+def add_kinds(parser: argparse.ArgumentParser) -> None:
+    """How what is in SAVE is to be looked at."""
+    known = ", ".join(layouts.NAMES)
+    parser.add_argument("--layout", choices=layouts.NAMES, metavar="NAME", help=f"how it lies there: {known}")
+    parser.add_argument(
+        "--storage",
+        choices=("shared", "local"),
+        default="shared",
+        help="local: SAVE is one node's own disk; the votes of ranks that have nothing here count as cast",
+    )
+
+
 def find(text: str) -> Path:
     """The save directory that `text` means: `SAVE/train`, as MindRLHF wants it, is taken for SAVE."""
     save = Path(text)

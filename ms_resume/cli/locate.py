@@ -34,6 +34,8 @@ _FILES_SHOWN = 16
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    directory.add_arguments(parser)
+    directory.add_kinds(parser)
     parser.add_argument("--deep", action="store_true", help="read every byte and check it against its digest")
 
 

@@ -51,7 +51,8 @@ class Row:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """None of its own."""
+    directory.add_arguments(parser)
+    directory.add_kinds(parser)
 
 
 def run(args: argparse.Namespace) -> None:

@@ -10,7 +10,7 @@ _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 def show(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Prints a table to standard output: the last column folded on a terminal, else a line a row."""
-    table = [columns, *rows]
+    table = [list(map(_printable, row)) for row in (columns, *rows)]
     if sys.stdout.isatty():
         _show_folded(table)
         return
@@ -18,6 +18,19 @@ def show(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     for row in table:
         cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
         print("  ".join(cells).rstrip())
+
+
+def facts(rows: Iterable[tuple[str, str]]) -> None:
+    """Prints what is known of one thing, a name and what it says in a line."""
+    rows = list(rows)
+    width = max(len(name) for name, _ in rows)
+    for name, said in rows:
+        print(f"{name.ljust(width)}  {_printable(said)}")
+
+
+def _printable(text: str) -> str:
+    """What files say of themselves may hold what moves a terminal's cursor, or cannot be printed at all."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _show_folded(table: Sequence[Sequence[str]]) -> None:

@@ -65,6 +65,8 @@ class Result:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    directory.add_arguments(parser)
+    directory.add_kinds(parser)
     which = parser.add_mutually_exclusive_group()
     which.add_argument(
         "--position",

@@ -1,0 +1,283 @@
+"""Shows what is in one file: whose payload it is, and its tensors, of any `.safetensors` or `.ckpt`.
+
+    $ ms-resume show save/train/rank_0/policy_model_rank_0-1_5.safetensors
+    file      save/train/rank_0/policy_model_rank_0-1_5.safetensors
+    kind      safetensors, of ms_resume
+    size      4.1 KiB (4166 bytes)
+    position  1_5 (name, header, tensors)
+    rank      0
+    role      policy
+    attempt   000002-...
+    digest    ...
+    metadata  format: ms
+    tensors   4 of 70 B
+    dtype  shape   size  digest                            tensor
+    F32    [3, 4]  48 B  0c4d93df519c26e0f4e9a2857c20ac12  w
+    I64    []      8 B   bdc94bce2eda264dbc08dc21994df8a2  epoch_num
+    I64    []      8 B   bece7561abd0b38b64b5c1b28fbe6b34  step_num
+    F16    [3]     6 B   d549b1ebc4f70c3a3f4ece58ec0e5d0b  bias
+
+A terminal gets the first tensors, and digests cut short; --all, or a pipe, all of them. The header is read, the bytes
+of the tensors are not: `verify --deep` checks those. Exit code 21 for a damaged file, after what could be read of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from ms_resume.cli import tables
+from ms_resume.errors import Damaged, UsageError
+from ms_resume.layouts import mindrlhf
+from ms_resume.ondisk import ckpt, names, payload
+from ms_resume.records import Position, TensorInfo
+
+_ROLES = {prefix: role for role, prefix in names.PREFIXES.items()}
+_IN_MARK = ("ms_resume", "attempt", "epoch", "step", "rank", "role", "digests")
+_TRAILER_BYTES = len(ckpt.CRC_MARK) + 10
+_TENSORS_SHOWN = 32
+_DIGITS_SHOWN = 12
+_VALUE_SHOWN = 200
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What could be read of one file; a fact that it does not tell is None, or empty.
+
+    `inside` is the position in its 0-d tensors.
+    """
+
+    path: Path
+    kind: str
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    tensors: Mapping[str, TensorInfo] = field(default_factory=dict)
+    digests: Mapping[str, str] = field(default_factory=dict)
+    digest: str | None = None
+    mark: payload.Mark | None = None
+    has_crc: bool = False
+    inside: Position | None = None
+
+    @property
+    def named(self) -> names.PayloadName | None:
+        """Only a name of MindRLHF's: the numbers in others mean other things."""
+        named = names.parse_payload(self.path.name)
+        return named if named and named.prefix in _ROLES else None
+
+    @property
+    def positions(self) -> dict[str, Position]:
+        """What is said of the position, by where."""
+        named, mark = self.named, self.mark
+        said = {"name": named and named.position, "header": mark and mark.position, "tensors": self.inside}
+        return {where: position for where, position in said.items() if position}
+
+    @property
+    def rank(self) -> int | None:
+        """Whose it is. Who wrote it may be another one: replicas link each other's files."""
+        return self.named.rank if self.named else self.mark.rank if self.mark else None
+
+    @property
+    def role(self) -> str | None:
+        return self.mark.role if self.mark else _ROLES[self.named.prefix] if self.named else None
+
+    @property
+    def bytes(self) -> int:
+        return self.path.stat().st_size
+
+    def to_json(self) -> dict[str, Any]:
+        """What `--json` prints; docs/format.md lists the keys."""
+        position = next(iter(self.positions.values()), None)
+        return {
+            "file": str(self.path),
+            "kind": self.kind,
+            "bytes": self.bytes,
+            "position": position.to_json() if position else None,
+            "positions": {where: said.to_json() for where, said in self.positions.items()},
+            "rank": self.rank,
+            "role": self.role,
+            "attempt": self.mark.attempt if self.mark else None,
+            "digest": self.digest,
+            "crc": self.has_crc,
+            "metadata": {key: value for key, value in self.metadata.items() if key != "digests"},
+            "tensors": [
+                {
+                    "name": name,
+                    "dtype": info.dtype,
+                    "shape": list(info.shape),
+                    "bytes": _size(info),
+                    "digest": self.digests.get(name),
+                }
+                for name, info in self.tensors.items()
+            ],
+        }
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", metavar="FILE", help="a payload, or any other .safetensors or .ckpt file")
+    parser.add_argument("--all", action="store_true", help="every tensor, and nothing cut short")
+
+
+def run(args: argparse.Namespace) -> None:
+    contents, damaged = read(_file(args.file))
+    document = contents.to_json()
+    if not args.json:
+        _show(contents, briefly=sys.stdout.isatty() and not args.all)
+    if damaged is not None:
+        raise Damaged(
+            damaged.message,
+            hint="a resume passes its checkpoint over; bring the file back from a copy where there is one",
+            **{**damaged.fields, **document},
+        )
+    if args.json:
+        print(json.dumps(document))
+
+
+def read(path: Path) -> tuple[Contents, Damaged | None]:
+    """What is in a file, and what is wrong with it."""
+    kind = _kind(path)
+    try:
+        contents, number = _whole(path) if kind == "safetensors" else _whole_ckpt(path)
+    except Damaged as damaged:
+        return _rest(path) if kind == "safetensors" else Contents(path, kind, has_crc=_has_crc(path)), damaged
+    try:
+        if all(_is_number(contents.tensors.get(name)) for name in mindrlhf.POSITION_TENSORS):
+            contents = replace(contents, inside=Position(*map(number, mindrlhf.POSITION_TENSORS)))
+    except Damaged as damaged:
+        return contents, damaged
+    if len(set(contents.positions.values())) > 1:
+        return contents, Damaged(f"{path}: its positions differ: {_listed(contents)}")
+    return contents, None
+
+
+def _file(text: str) -> Path:
+    path = Path(text)
+    if path.is_dir():
+        raise UsageError(
+            f"{path}: is a directory, expected one .safetensors or .ckpt file",
+            hint=f"`ms-resume ls {path}` shows what is in a save directory, `ms-resume locate {path}` names its files",
+        )
+    if not path.is_file():
+        what = "is not a regular file" if path.exists() else "does not exist"
+        raise UsageError(f"{path}: {what}, expected a .safetensors or .ckpt file", hint="check the path")
+    return path
+
+
+def _kind(path: Path) -> str:
+    """By its ending; by its first bytes where it has another one, as what was put aside has."""
+    if path.suffix in (".safetensors", ".ckpt"):
+        return path.suffix[1:]
+    with open(path, "rb") as file:
+        begin = file.read(9)
+    if begin[8:] == b"{" and int.from_bytes(begin[:8], "little") <= payload.HEADER_LIMIT:
+        return "safetensors"
+    if begin[:1] == b"\n":  # the first field of a protobuf message, with a length
+        return "ckpt"
+    raise UsageError(
+        f"{path}: neither a safetensors file nor a .ckpt, by its name and its first bytes",
+        hint="`ms-resume show` reads payloads; `ms-resume ls` and `ms-resume locate` read votes and records",
+    )
+
+
+def _whole(path: Path) -> tuple[Contents, Callable[[str], int]]:
+    header = payload.read_header(path)
+    digest = header.digest if header.mark else None  # without digests in it a header does not tell the bytes
+    has_crc = "crc_num" in header.metadata
+    contents = Contents(
+        path, "safetensors", header.metadata, header.tensors, header.digests, digest, header.mark, has_crc
+    )
+
+    def number(name: str) -> int:
+        with open(path, "rb") as file:
+            return int.from_bytes(payload.read_tensor(file, header, name), "little", signed=True)
+
+    return contents, number
+
+
+def _whole_ckpt(path: Path) -> tuple[Contents, Callable[[str], int]]:
+    held = ckpt.read(path)
+    contents = Contents(path, "ckpt", tensors=held.tensors, has_crc=held.has_crc)
+    return contents, lambda name: int.from_bytes(ckpt.read_tensor(held, name), "little", signed=True)
+
+
+def _rest(path: Path) -> Contents:
+    """What a damaged safetensors file still tells: one that was cut has its header."""
+    with open(path, "rb") as file:
+        prefix = file.read(8)
+        length = int.from_bytes(prefix, "little")
+        block = prefix + file.read(length) if length <= min(payload.HEADER_LIMIT, path.stat().st_size - 8) else b""
+    try:
+        tensors, digests = payload.described(path, block)
+    except Damaged:
+        return Contents(path, "safetensors")
+    metadata = json.loads(block[8:]).get("__metadata__", {})
+    mark = None
+    if "ms_resume" in metadata:
+        position = Position(int(metadata["epoch"]), int(metadata["step"]))
+        mark = payload.Mark(metadata["attempt"], position, int(metadata["rank"]), metadata["role"])
+    digest = payload.digest_of(block) if mark else None
+    return Contents(path, "safetensors", metadata, tensors, digests, digest, mark)
+
+
+def _has_crc(path: Path) -> bool:
+    """Whether a `.ckpt` ends with one: a file that was cut does not."""
+    with open(path, "rb") as file:
+        file.seek(-min(_TRAILER_BYTES, path.stat().st_size), 2)
+        return file.read().startswith(ckpt.CRC_MARK)
+
+
+def _is_number(info: TensorInfo | None) -> bool:
+    return info is not None and info.dtype in ("I32", "I64") and info.shape in ((), (1,))
+
+
+def _size(info: TensorInfo) -> int:
+    return payload.item_bytes(info.dtype) * math.prod(info.shape)
+
+
+def _listed(contents: Contents) -> str:
+    return ", ".join(f"{where} {position}" for where, position in contents.positions.items())
+
+
+def _show(contents: Contents, *, briefly: bool) -> None:
+    tables.facts(_facts(contents, briefly))
+    shown = list(contents.tensors.items())[: _TENSORS_SHOWN if briefly else None]
+    columns = ("dtype", "shape", "size", *(("digest",) if contents.digests else ()), "tensor")
+    rows = []
+    for name, info in shown:
+        digest = contents.digests.get(name, "-")[: _DIGITS_SHOWN if briefly else None]
+        told = (info.dtype, str(list(info.shape)), tables.size(_size(info)))
+        rows.append((*told, *((digest,) if contents.digests else ()), name))
+    if rows:
+        tables.show(columns, rows)
+    if len(shown) < len(contents.tensors):
+        print(f"... and {len(contents.tensors) - len(shown)} more tensors; --all shows them")
+
+
+def _facts(contents: Contents, briefly: bool) -> list[tuple[str, str]]:
+    mark, said = contents.mark, contents.positions
+    agree = len(set(said.values())) == 1
+    written = f" (written by rank {mark.rank})" if mark and mark.rank != contents.rank else ""
+    crc = "yes" if contents.has_crc else "no"
+    whole = sum(map(_size, contents.tensors.values()))
+    facts = [
+        ("file", str(contents.path)),
+        ("kind", contents.kind + (", of ms_resume" if mark else "")),
+        ("size", tables.size(contents.bytes) + (f" ({contents.bytes} bytes)" if contents.bytes >= 1024 else "")),
+        ("position", f"{next(iter(said.values()))} ({', '.join(said)})" if agree else _listed(contents)),
+        ("rank", "" if contents.rank is None else f"{contents.rank}{written}"),
+        ("role", contents.role or ""),
+        ("attempt", mark.attempt if mark else ""),
+        ("digest", contents.digest or ""),
+        ("CRC", crc if contents.kind == "ckpt" or contents.has_crc else ""),
+    ]
+    for key, value in contents.metadata.items():
+        if key not in (_IN_MARK if mark else ()):
+            text = f"{key}: {value}"
+            cut = briefly and len(text) > _VALUE_SHOWN
+            facts.append(("metadata", text[:_VALUE_SHOWN] + "..." if cut else text))
+    facts.append(("tensors", f"{len(contents.tensors)} of {tables.size(whole)}"))
+    return [(fact, told) for fact, told in facts if told]
