@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Collection, Iterator
 from itertools import takewhile
 from pathlib import Path
@@ -102,7 +103,7 @@ def named(surveyed: Survey, wanted: Position) -> Position:
 def refusal(save: Path, rejection: Rejection) -> MsResumeError:
     """The error for a position that was asked for by name and cannot be had."""
     kinds: dict[str, type[MsResumeError]] = {"torn": Torn, "damaged": Damaged}
-    back = f"ms_resume.repair.restore(Path({str(save)!r}), Position.parse('{rejection.position}')) brings it back"
+    back = f"`ms-resume restore {shlex.quote(str(save))} {rejection.position}` brings it back"
     return kinds.get(rejection.kind, NothingToResume)(
         f"{save}: {rejection.position} is {rejection.kind}: {rejection.reason}",
         hint=back if rejection.kind == "abandoned" else _LOOK,

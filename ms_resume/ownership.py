@@ -52,7 +52,7 @@ def open_attempt(
         world_size=world_size,
         created_at=now(),
         label=label,
-        dead_stock=tuple(_passed_stock(surveyed, origin)),
+        dead_stock=tuple(passed_stock(surveyed, origin)),
         **_identity(),
     )
     for directory in (names.commits(surveyed.save), names.attempts(surveyed.save)):
@@ -174,7 +174,8 @@ def _interval_s(beat: str) -> float:
     return said if 0 < said <= _SLOWEST_BEAT_S else _USUAL_BEAT_S
 
 
-def _passed_stock(surveyed: Survey, origin: Origin | None) -> Iterable[DeadStock]:
+def passed_stock(surveyed: Survey, origin: Origin | None) -> Iterable[DeadStock]:
+    """The stock positions that a start from `origin` goes back past."""
     floor, known = origin.position if origin and origin.save is None else None, surveyed.steps_per_epoch
     for position in surveyed.positions:
         newer = floor is None or position.normal(known) > floor.normal(known)

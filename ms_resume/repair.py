@@ -25,11 +25,16 @@ _NOBODY = Attempt(f"{0:06d}-{0:016x}", None, 0)
 
 @dataclass(frozen=True, slots=True)
 class Rewritten:
-    """One `meta.json` that names `position` now. `kept` is where the broken one before it lies."""
+    """One `meta.json` that names `position` now.
+
+    `said` and `says` are what it held before and holds now; `kept` is where the broken one lies.
+    """
 
     path: Path
     trouble: str
     position: Position
+    said: str
+    says: str
     kept: Path | None = None
 
 
@@ -62,6 +67,19 @@ def restore(save: Path, position: Position, *, ref_dir: Path | None = None) -> A
     return opened
 
 
+def foreseen(save: Path, position: Position, *, ref_dir: Path | None = None) -> Survey:
+    """The directory as `restore` would leave it, with what lies aside left there. Nothing is written; raises what
+    `restore` raises before it writes."""
+    ownership.check_free(save)
+    surveyed = survey.take(save, ref_dir)
+    checkpoint = _whole(surveyed, locate.named(surveyed, position))
+    if _is_taken(surveyed, checkpoint, ref_dir):
+        return surveyed
+    origin = Origin(checkpoint.position, checkpoint.attempt)
+    record = replace(_NOBODY, origin=origin, dead_stock=tuple(ownership.passed_stock(surveyed, origin)))
+    return replace(surveyed, records=(*surveyed.records, record))
+
+
 def repair(save: Path, *, ref_dir: Path | None = None) -> list[Rewritten]:
     """Rewrites each `meta.json` that is broken, or names another checkpoint than the one that a resume takes.
 
@@ -73,17 +91,31 @@ def repair(save: Path, *, ref_dir: Path | None = None) -> list[Rewritten]:
         DiskError: What was rewritten is whole; running this again does the rest.
     """
     after, surveyed = _enter(save, ref_dir)
-    checkpoint = locate.latest(save, ref_dir=ref_dir, check=verify.headers).checkpoint
-    if checkpoint is None:
-        raise NothingToResume(
-            f"{save}: no whole checkpoint that {names.META} could name", hint="`ms-resume ls` has why"
-        )
+    checkpoint = _to_name(save, ref_dir)
     rewritten: list[Rewritten] = []
     for writer in _writers(checkpoint, _known(surveyed, after)):
         due = _due(writer, checkpoint)
         rewritten += [replace(entry, kept=_keep(writer, entry.path)) for entry in due.values()]
         _record(writer, {role: path for role, path in checkpoint.of_rank(writer.rank).items() if role in due})
     return rewritten
+
+
+def broken(save: Path, *, ref_dir: Path | None = None) -> list[Rewritten]:
+    """What `repair` would rewrite, and how, with what lies aside left there. Nothing is written; raises what `repair`
+    raises before it writes."""
+    ownership.check_free(save)
+    checkpoint = _to_name(save, ref_dir)
+    return [entry for writer in _writers(checkpoint, _NOBODY) for entry in _due(writer, checkpoint).values()]
+
+
+def _to_name(save: Path, ref_dir: Path | None) -> Checkpoint:
+    """What a resume takes, so that `meta.json` should name it."""
+    checkpoint = locate.latest(save, ref_dir=ref_dir, check=verify.headers).checkpoint
+    if checkpoint is None:
+        raise NothingToResume(
+            f"{save}: no whole checkpoint that {names.META} could name", hint=f"`ms-resume ls {save}` has why"
+        )
+    return checkpoint
 
 
 def _enter(save: Path, ref_dir: Path | None) -> tuple[int, Survey]:
@@ -159,8 +191,16 @@ def _due(writer: Writer, checkpoint: Checkpoint) -> dict[str, Rewritten]:
         said = meta.read(directory)
         other = f"names {said.file}" if checkpoint.votes and said.file != file.name else ""
         if role != "state" and file.is_relative_to(writer.save) and (trouble := said.trouble or other):
-            due[role] = Rewritten(directory / names.META, trouble, named.position)
+            says = meta.encode(named.position, file.name).decode()
+            due[role] = Rewritten(directory / names.META, trouble, named.position, _text(directory / names.META), says)
     return due
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_bytes().decode(errors="replace")
+    except FileNotFoundError:
+        return ""
 
 
 def _keep(writer: Writer, path: Path) -> Path | None:

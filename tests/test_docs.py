@@ -21,11 +21,12 @@ import test_architecture
 
 import ms_resume
 from ms_resume import cli
-from ms_resume.cli import locate, ls, show, verify
+from ms_resume.cli import locate, ls, repair, show, verify
 from ms_resume.errors import ExitCode, MsResumeError
 from ms_resume.framework.group import Solo
 from ms_resume.ondisk import attempts, payload, votes
 from ms_resume.records import Attempt, DeadStock, Located, Origin, Payload, Position, Rejection, TensorInfo, Vote
+from ms_resume.repair import Rewritten
 from ms_resume.resume import fingerprint
 from ms_resume.settings import PREFIX, Settings
 from ms_resume.state import Arrays
@@ -176,7 +177,7 @@ def unknown_commands(text: str) -> list[str]:
     wrong = []
     for line in re.findall(r"(?<![\w/-])ms-resume ([a-z][^`\n#;]*)", code_in(text)):
         words = shlex.split(line.replace("...", ""))
-        if not any(_parses([*words, *more]) for more in ([], ["SAVE"])):
+        if not any(_parses([*words, *more]) for more in ([], ["SAVE"], ["SAVE", "0_5"])):
             wrong.append(f"ms-resume {line}")
     targets = set(re.findall(r"^(\w+):", text_of("Makefile"), re.MULTILINE))
     wrong += [f"make {t}" for t in re.findall(r"(?:^|[^\w-])make (\w+)", code_in(text)) if t not in targets]
@@ -206,13 +207,18 @@ def known_flags() -> frozenset[str]:
     return frozenset(literal | {"--help", "--version"} | {f"--{name}" for name in re.findall(r'"(\w+)"', listed[1])})
 
 
+def _filled_in(hint: str) -> str:
+    """A hint in the source, as somebody reads it."""
+    return re.sub(r"\{.*?\}", "SAVE", re.sub(r"\{[\w.]*position\}", "0_5", hint))
+
+
 def test_the_toolkit_names_no_command_or_flag_that_does_not_exist() -> None:
     """A hint is typed as it stands."""
     for path in sorted((TOP / "ms_resume").rglob("*.py")):
         source = path.read_text()
         constants = [node.value for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Constant)]
         said = "\n".join(text for text in constants if isinstance(text, str))
-        shown = [re.sub(r"\{.*?\}", "SAVE", span) for span in spans(source) if span.startswith("ms-resume ")]
+        shown = [_filled_in(span) for span in spans(source) if span.startswith("ms-resume ")]
         shown += re.findall(r"(?<![\w-])--[a-z][\w-]+", said)
         assert unknown_commands("\n".join(f"`{one}`" for one in shown)) == [], path.name
 
@@ -252,6 +258,8 @@ def json_keys(text: str) -> list[str]:
         "locate": {*locate.document(Located(Path(), None)), *rejection.to_json(), "rank", "role", "path"},
         "verify": {"save", "deep", "positions", *positions["verify"], *of_findings},
         "show": {*shown, *shown["tensors"][0]},
+        "repair": {"save", "dry_run", "files", *repair.to_json(Rewritten(Path(), "", Position(0, 1), "", ""))},
+        "restore": {"save", "dry_run", "position", "attempt", "restored", "abandoned"},
     }
     rows = dict(re.findall(r"^\| `(\w+)` \|(.*)\|$", section(text, "`--json` of the commands"), re.MULTILINE))
     assert set(rows) == set(keys) == set(cli._COMMANDS)

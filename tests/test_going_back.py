@@ -106,7 +106,7 @@ def _retire(save: Path, position: str) -> None:
 REFUSED: list[tuple[str, Callable[[Path], object], int, str, str]] = [
     # asked for  what happened to it                                                      code, said, what to do
     ("0_5", lambda save: None, 10, "no position 0_5, there are 1_0, 0_8, 0_6, 0_4, 0_2", "ms-resume ls"),
-    ("0_4", lambda save: go_back(save, "0_2").ok(), 10, "0_4 is abandoned: attempt 000001", "repair.restore(Path("),
+    ("0_4", lambda save: go_back(save, "0_2").ok(), 10, "0_4 is abandoned: attempt 000001", "`ms-resume restore /"),
     ("0_4", lambda save: own_trees.vote_path(save, "0_4", 1).unlink(), 20, "0_4 is torn: no vote of rank 1", "ls"),
     ("0_4", lambda save: own_trees.payload_path(save, "0_4", 0, "state").unlink(), 20, "0_4 is torn: state/", "ls"),
     (

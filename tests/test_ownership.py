@@ -272,7 +272,7 @@ def test_a_record_names_stock_positions_it_went_back_past(tmp_path: Path) -> Non
     (stock_trees.payload_path(tmp_path, "policy", 0, (1, 0))).unlink()
     (stock_trees.payload_path(tmp_path, "policy", 1, (1, 0))).unlink()
     long, short = (
-        ownership._passed_stock(survey.take(tmp_path, steps_per_epoch=steps), savers.origin("0_5"))
+        ownership.passed_stock(survey.take(tmp_path, steps_per_epoch=steps), savers.origin("0_5"))
         for steps in (100, 10)
     )
 

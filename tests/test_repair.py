@@ -348,7 +348,9 @@ def test_a_broken_one_is_mended_and_kept(whole: Path, content: bytes, trouble: s
     path.write_bytes(content)
     kept = path.with_name("meta.json.broken-1")
 
-    assert repair.repair(whole) == [repair.Rewritten(path, trouble, P("1_0"), kept)]
+    said = content.decode()
+    assert repair.broken(whole) == [repair.Rewritten(path, trouble, P("1_0"), said, WHOLE.decode())]
+    assert repair.repair(whole) == [repair.Rewritten(path, trouble, P("1_0"), said, WHOLE.decode(), kept)]
     assert savers.files(whole) == {**before, kept.relative_to(whole).as_posix(): content}
     assert repair.repair(whole) == []
 

@@ -1,8 +1,8 @@
 """Looks at save directories. Standard output is data, standard error is talk, the exit code is the verdict.
 
-    0 fine   2 usage   10 nothing to resume   20 torn   21 damaged   40 disk   70 bug
+    0 fine   2 usage   10 nothing to resume   20 torn   21 damaged   40 disk   61 directory in use   70 bug
 
-Nothing here writes in a save directory, and nothing needs MindSpore or NumPy: a login node will do.
+Only repair and restore write, and not with --dry-run. Nothing needs MindSpore or NumPy: a login node will do.
 """
 
 from __future__ import annotations
@@ -16,10 +16,17 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 import ms_resume
-from ms_resume.cli import locate, ls, show, verify
+from ms_resume.cli import locate, ls, repair, restore, show, verify
 from ms_resume.errors import DiskError, MsResumeError, UsageError
 
-_COMMANDS = {"ls": ls, "locate": locate, "verify": verify, "show": show}
+_COMMANDS = {
+    "ls": ls,
+    "locate": locate,
+    "verify": verify,
+    "show": show,
+    "repair": repair,
+    "restore": restore,
+}
 _INTERRUPTED = 130
 _BROKEN_PIPE = 141
 """128 and the signal's number, as a shell reports them."""
@@ -95,7 +102,7 @@ def _unreadable(error: OSError) -> MsResumeError:
     where = error.filename or "the save directory"
     return DiskError(
         f"{where}: cannot be read: {error.strerror or error}",
-        hint="check the path's permissions and the disk behind it; nothing was changed",
+        hint="check the path's permissions and the disk behind it",
         path=str(where),
         errno=error.errno,
     )
@@ -104,5 +111,5 @@ def _unreadable(error: OSError) -> MsResumeError:
 def _bug(error: Exception) -> MsResumeError:
     return MsResumeError(
         f"a bug in ms-resume {ms_resume.__version__}: {type(error).__name__}: {error}",
-        hint="please report it with the lines above and the output of `ls -R SAVE`; nothing was changed",
+        hint="please report it with the lines above and the output of `ls -R SAVE`",
     )

@@ -11,9 +11,10 @@ from typing import Any
 
 from ms_resume import layouts
 from ms_resume.errors import MsResumeError, NothingToResume, UsageError
-from ms_resume.layouts import Holding
+from ms_resume.layouts import Holding, survey
+from ms_resume.layouts.survey import Survey
 from ms_resume.ondisk import names
-from ms_resume.records import Rejection
+from ms_resume.records import Position, Rejection
 
 _BESIDE_TRAIN = ("optimizer", "ref", "commits")
 
@@ -36,6 +37,10 @@ def add_kinds(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_position(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("position", metavar="E_S", type=Position.parse, help="a position, as `ms-resume ls` shows it")
+
+
 def find(text: str) -> Path:
     """The save directory that `text` means: `SAVE/train`, as MindRLHF wants it, is taken for SAVE."""
     save = Path(text)
@@ -52,6 +57,14 @@ def holding(args: argparse.Namespace) -> Holding:
     """What lies in the SAVE of a command line, by looking, or as `--layout` says."""
     is_local = args.storage == "local"
     return layouts.find(find(args.save), ref_dir=optional(args.ref_dir), layout=args.layout, is_local=is_local)
+
+
+def take(args: argparse.Namespace) -> Survey:
+    """What lies in the SAVE of a command that wants something to be there. Raises where there is no checkpoint."""
+    surveyed = survey.take(find(args.save), optional(args.ref_dir))
+    if not surveyed.positions:
+        raise nothing(surveyed.save, ())
+    return surveyed
 
 
 def optional(text: str | None) -> Path | None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
+
+from ms_resume.records import Position
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
+_POSITIONS_SAID = 8
 
 
 def show(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
@@ -23,7 +26,7 @@ def show(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 def facts(rows: Iterable[tuple[str, str]]) -> None:
     """Prints what is known of one thing, a name and what it says in a line."""
     rows = list(rows)
-    width = max(len(name) for name, _ in rows)
+    width = max((len(name) for name, _ in rows), default=0)
     for name, said in rows:
         print(f"{name.ljust(width)}  {_printable(said)}")
 
@@ -51,6 +54,12 @@ def size(size_bytes: int) -> str:
     while value >= 1024 and unit < len(_UNITS) - 1:
         value, unit = value / 1024, unit + 1
     return f"{value:.1f} {_UNITS[unit]}" if unit else f"{size_bytes} B"
+
+
+def positions(listed: Collection[Position]) -> str:
+    """Newest first; of many the first few, and how many there are."""
+    said = ", ".join(map(str, sorted(listed, reverse=True)[:_POSITIONS_SAID]))
+    return said + (f", ... ({len(listed)} in all)" if len(listed) > _POSITIONS_SAID else "")
 
 
 def warn(warnings: Iterable[str]) -> None:
