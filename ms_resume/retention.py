@@ -48,6 +48,11 @@ class Keep:
     best: str = ""
 
 
+def pinned(save: Path) -> set[Position]:
+    """The positions that somebody has asked to keep."""
+    return {p for path in _listing(names.pins(save)) if (p := names.parse_vote_dir(path.name))}
+
+
 def wanted(standing: Sequence[Standing], keep: Keep) -> set[Position]:
     """The complete positions that stay beside the last ones. Of equally good ones the newest; one without the metric,
     or with one that is no number, is not the best."""
@@ -168,7 +173,7 @@ def _standing(position: Position, verdict: Checkpoint | Rejection) -> Standing:
 
 
 def _protected(save: Path, surveyed: Survey) -> set[Position]:
-    protected = {p for path in _listing(names.pins(save)) if (p := names.parse_vote_dir(path.name))}
+    protected = pinned(save)
     train = save / names.DIRECTORIES["policy"]
     for rank in surveyed.ranks["policy"]:
         if (named := meta.read(train / f"rank_{rank}").position) is not None:

@@ -54,7 +54,7 @@ def example(command: str) -> tuple[list[str], str]:
 
     `...` stands for what is long or differs.
     """
-    lines = re.findall(r"^    (.*)\n", getattr(cli, command).__doc__ or "", re.MULTILINE)
+    lines = re.findall(r"^    (.*)$", getattr(cli, command).__doc__ or "", re.MULTILINE)
     words = lines[0].split()
     assert words[:3] == ["$", "ms-resume", command]
     return words[2:], "\n".join(re.escape(line).replace(r"\.\.\.", ".*") for line in lines[1:])

@@ -114,6 +114,17 @@ def test_make_dirs_links_each_directory_durably(tmp_path: Path, monkeypatch: pyt
     assert calls.seen == ["mkdir x", f"fsync {tmp_path.name}", "mkdir y", "fsync x"]
 
 
+def test_make_empty_syncs_the_file_and_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where it was there already, whose maker may have died before the sync; what is in it stays."""
+    calls = Calls(monkeypatch)
+    atomic.make_empty(tmp_path / "x")
+    (tmp_path / "x").write_text("content")
+    atomic.make_empty(tmp_path / "x")
+
+    assert calls.seen == ["open x", "fsync x", f"fsync {tmp_path.name}"] * 2
+    assert (tmp_path / "x").read_text() == "content"
+
+
 @pytest.mark.parametrize(
     ("act", "expected"),
     [

@@ -260,6 +260,8 @@ def json_keys(text: str) -> list[str]:
         "show": {*shown, *shown["tensors"][0]},
         "repair": {"save", "dry_run", "files", *repair.to_json(Rewritten(Path(), "", Position(0, 1), "", ""))},
         "restore": {"save", "dry_run", "position", "attempt", "restored", "abandoned"},
+        "pin": {"save", "position", "changed", "pinned"},
+        "unpin": {"save", "position", "changed", "pinned", "pin"},
     }
     rows = dict(re.findall(r"^\| `(\w+)` \|(.*)\|$", section(text, "`--json` of the commands"), re.MULTILINE))
     assert set(rows) == set(keys) == set(cli._COMMANDS)

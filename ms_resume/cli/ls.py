@@ -16,11 +16,11 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ms_resume import layouts, locate
+from ms_resume import layouts, locate, retention
 from ms_resume.cli import directory, progress, tables
 from ms_resume.cli.locate import check
 from ms_resume.layouts import Holding
@@ -44,6 +44,7 @@ class Row:
     reason: str = ""
     ranks: tuple[int, ...] = ()
     warnings: tuple[str, ...] = ()
+    pinned: bool = False
 
     def to_json(self) -> dict[str, Any]:
         plain = {name: getattr(self, name) for name in Row.__slots__}
@@ -57,7 +58,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     holding = directory.holding(args)
-    rows = list(list_rows(holding))
+    pinned = retention.pinned(holding.save)
+    rows = [replace(row, pinned=row.position in pinned) for row in list_rows(holding)]
     if not rows:
         raise directory.nothing(holding.save, ())
     if args.json:
@@ -131,7 +133,7 @@ def _cells(row: Row) -> tuple[str, ...]:
     return (
         "->" if row.taken else "",
         str(row.position),
-        row.verdict,
+        row.verdict + (", pinned" if row.pinned else ""),
         row.layout,
         "-" if row.attempt is None else row.attempt.partition("-")[0],
         "-" if row.world_size is None else str(row.world_size),

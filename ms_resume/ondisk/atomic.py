@@ -107,6 +107,17 @@ def scribble(path: Path, content: bytes) -> None:
             os.close(fd)
 
 
+def make_empty(path: Path) -> None:
+    """Makes a file whose name is all that it says. One that is there keeps its content, and is made durable too."""
+    with _reported(path, "make"):
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+    sync_dir(path.parent)
+
+
 def point(link: Path, target: str, attempt: str) -> None:
     """Makes the symbolic link `link` point to `target`, at once."""
     part = names.part(link, attempt)
