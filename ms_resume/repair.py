@@ -1,23 +1,26 @@
-"""What a person does to a save directory between two runs: bring an abandoned position back, mend `meta.json`.
+"""What a person does to a save directory between two runs: bring an abandoned position back, mend `meta.json`, prune.
 
     reads    what `locate` reads
-    writes   an attempt record (`restore`); `meta.json`, and what was broken in its place under another name
+    writes   an attempt record (`restore`); `meta.json`, and what was broken in its place under another name;
+             what retention takes away (`prune`)
 
-Both are refused while a job owns the directory.
+All are refused while a job owns the directory.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
-from ms_resume import commit, layouts, locate, ownership, removal, verify
+from ms_resume import commit, layouts, locate, ownership, removal, retention, verify
 from ms_resume.errors import DiskError, NothingToResume, UsageError
 from ms_resume.layouts import ours, survey
 from ms_resume.layouts.survey import Survey
 from ms_resume.ondisk import atomic, meta, names, votes
 from ms_resume.records import Attempt, Checkpoint, Origin, Position, Rejection, Writer
+from ms_resume.retention import Keep, Plan
 
 _NOBODY = Attempt(f"{0:06d}-{0:016x}", None, 0)
 """Where no attempt is on record; the next start sweeps its temp files."""
@@ -116,6 +119,57 @@ def _to_name(save: Path, ref_dir: Path | None) -> Checkpoint:
             f"{save}: no whole checkpoint that {names.META} could name", hint=f"`ms-resume ls {save}` has why"
         )
     return checkpoint
+
+
+@dataclass(frozen=True, slots=True)
+class Prunable:
+    """What `prune` would do: by which rules, with which positions, and which files go with each."""
+
+    surveyed: Survey
+    keep: Keep
+    plan: Plan
+    files: Mapping[Position, list[Path]]
+
+
+def prunable(save: Path, keep: Keep) -> Prunable:
+    """Writes nothing. A job may be running there: then its own retention is at work."""
+    surveyed = survey.take(save)
+    keep = _with_sound(surveyed, keep)
+    plan = retention.plan(surveyed, keep)
+    last = surveyed.records[-1] if surveyed.records else _NOBODY
+    return Prunable(surveyed, keep, plan, retention.leaving(Writer(save, last, 0, 0), surveyed, plan.gone))
+
+
+def prune(save: Path, keep: Keep) -> list[Position]:
+    """Does what retention does after a save, for all ranks, in the name of the job that has ended. Decides anew.
+
+    Returns:
+        The positions that went. What was left of those taken out before goes with them.
+
+    Raises:
+        DirectoryInUse: A job is running there, or has started meanwhile; it finds a position whole or gone.
+        DiskError: Running this again does the rest.
+    """
+    after, surveyed = _enter(save, None)
+    attempt = _known(surveyed, after)
+    first = Writer(save, attempt, 0, attempt.world_size)
+    keep = _with_sound(surveyed, keep)
+    try:
+        gone = retention.sweep(first, surveyed, keep)
+        for rank in retention.ranks(surveyed):
+            retention.remove_payloads(replace(first, rank=rank))
+        retention.sweep(first, survey.take(save), keep)  # the directories that are empty now
+    except DiskError:
+        ownership.assert_owner(first)  # a job that started just now sweeps what was put aside here
+        raise
+    return gone
+
+
+def _with_sound(surveyed: Survey, keep: Keep) -> Keep:
+    """The newest two that a resume can take stay: those that count by their votes may be damaged, all of them."""
+    whole = (verdict for verdict in locate.verdicts(surveyed) if isinstance(verdict, Checkpoint))
+    sound = (checkpoint.position for checkpoint in whole if verify.headers(checkpoint) is None)
+    return replace(keep, always=frozenset(islice(sound, retention.NEVER_FEWER_THAN)))
 
 
 def _enter(save: Path, ref_dir: Path | None) -> tuple[int, Survey]:

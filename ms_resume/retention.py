@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,15 +37,21 @@ class Standing:
     def complete(self) -> bool:
         return self.state == "live"
 
+    @property
+    def whole(self) -> bool:
+        return self.state in ("live", "weights")
+
 
 @dataclass(frozen=True, slots=True)
 class Keep:
     """Which complete checkpoints stay: the `last` ones, those whose global step `every` divides, and the best by a
-    metric, given as `max:reward` or `min:val_loss`. 0 and the empty string ask for nothing."""
+    metric, given as `max:reward` or `min:val_loss`. 0 and the empty string ask for nothing. `always` stay whatever they
+    are."""
 
     last: int
     every: int = 0
     best: str = ""
+    always: frozenset[Position] = frozenset()
 
 
 def pinned(save: Path) -> set[Position]:
@@ -93,14 +99,54 @@ def removable(standing: Sequence[Standing], *, keep_last: int, protected: Collec
     ]
 
 
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The positions of ours in a directory, newest first, and those among them that may go, oldest first."""
+
+    standing: list[Standing]
+    gone: list[Position]
+
+
+def plan(surveyed: Survey, keep: Keep) -> Plan:
+    """What `sweep` would do now. Writes nothing."""
+    claimed = [position for position in surveyed.positions if ours.claims(surveyed, position)]
+    standing = [_standing(position, ours.judge(surveyed, position)) for position in claimed]
+    protected = _protected(surveyed.save, surveyed) | wanted(standing, keep) | keep.always
+    gone = removable(standing, keep_last=keep.last, protected=protected)
+    return Plan(standing, [p for p in gone if p in surveyed.voted or p not in surveyed.deleted])
+
+
+def leaving(writer: Writer, surveyed: Survey, gone: Collection[Position]) -> dict[Position, list[Path]]:
+    """The payloads of every rank that go with `gone`, and what is left of positions that were taken out before."""
+    found: dict[Position, list[Path]] = {}
+    directories = [(position, names.vote_dir(writer.save, position), writer.attempt.ordinal) for position in gone]
+    for directory in _deleted_dirs(writer.save):
+        if (position := names.parse_deleted_dir(directory.name)) is not None:
+            directories.append((position, directory, _deleted_by(directory)))
+    for rank in ranks(surveyed):
+        of_rank = replace(writer, rank=rank)
+        kept = _named_by_votes(of_rank, without=gone)
+        for position, directory, deleted_by in directories:
+            named = _files_of(directory / f"rank_{rank}.json")
+            listed = (named.keys() | _own_payloads(of_rank, position)) - kept
+            kept |= listed  # named by two that go, it goes once
+            paths = [(writer.save / relative, named.get(relative)) for relative in sorted(listed)]
+            going = [path for path, payload in paths if _proven(path, payload, deleted_by)]
+            found.setdefault(position, []).extend(going)
+    return found
+
+
+def ranks(surveyed: Survey) -> list[int]:
+    """Every rank that has a directory, or a vote for a position that was taken out."""
+    votes_left = (path for directory in _deleted_dirs(surveyed.save) for path in _listing(directory))
+    voted = {rank for path in votes_left if (rank := names.parse_vote(path.name)) is not None}
+    return sorted(voted.union(*surveyed.ranks.values()))
+
+
 def sweep(writer: Writer, surveyed: Survey, keep: Keep) -> list[Position]:
     """Rank 0: takes what `removable` names out of the checkpoints, and returns those positions. Deletes no payload."""
-    verdicts = {p: ours.judge(surveyed, p) for p in surveyed.positions if ours.claims(surveyed, p)}
-    complete = [position for position, verdict in verdicts.items() if isinstance(verdict, Checkpoint)]
-    standing = [_standing(position, verdict) for position, verdict in verdicts.items()]
-    protected = _protected(writer.save, surveyed) | wanted(standing, keep)
-    gone = removable(standing, keep_last=keep.last, protected=protected)
-    gone = [p for p in gone if p in surveyed.voted or p not in surveyed.deleted]
+    planned = plan(surveyed, keep)
+    complete, gone = [entry.position for entry in planned.standing if entry.whole], planned.gone
     for position in complete if gone else ():
         if position not in gone:  # what retention relies on, whoever made it
             atomic.sync_dir(names.vote_dir(writer.save, position))
@@ -120,7 +166,7 @@ def remove_payloads(writer: Writer) -> int:
     for directory in _deleted_dirs(writer.save):
         position = names.parse_deleted_dir(directory.name)
         assert position is not None  # _deleted_dirs lists no other
-        deleted_by = directory.name.rpartition("-")[0].rpartition("-")[2]
+        deleted_by = _deleted_by(directory)
         vote = directory / f"rank_{writer.rank}.json"
         named = _files_of(vote)
         kept = _named_by_votes(writer)
@@ -195,6 +241,11 @@ def _deleted_dirs(save: Path) -> list[Path]:
     return [path for path in _listing(names.commits(save)) if names.parse_deleted_dir(path.name)]
 
 
+def _deleted_by(directory: Path) -> int:
+    """The ordinal of the attempt that took a position out."""
+    return int(directory.name.rpartition("-")[0].rpartition("-")[2])
+
+
 def _own_payloads(writer: Writer, position: Position) -> set[str]:
     paths = [
         names.payload(writer.save, role, writer.rank, position, file_format)
@@ -204,11 +255,12 @@ def _own_payloads(writer: Writer, position: Position) -> set[str]:
     return {path.relative_to(writer.save).as_posix() for path in paths if path.exists()}
 
 
-def _named_by_votes(writer: Writer) -> set[str]:
+def _named_by_votes(writer: Writer, without: Collection[Position] = ()) -> set[str]:
     """Every file that a vote of this rank still names, live or not: a reference serves many positions."""
     named: set[str] = set()
     for directory in _listing(names.commits(writer.save)):
-        if names.parse_vote_dir(directory.name):
+        position = names.parse_vote_dir(directory.name)
+        if position is not None and position not in without:
             named |= _files_of(directory / f"rank_{writer.rank}.json").keys()
     return named
 

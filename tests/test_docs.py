@@ -21,7 +21,7 @@ import test_architecture
 
 import ms_resume
 from ms_resume import cli
-from ms_resume.cli import locate, ls, repair, show, verify
+from ms_resume.cli import locate, ls, prune, repair, show, verify
 from ms_resume.errors import ExitCode, MsResumeError
 from ms_resume.framework.group import Solo
 from ms_resume.ondisk import attempts, payload, votes
@@ -260,6 +260,7 @@ def json_keys(text: str) -> list[str]:
         "show": {*shown, *shown["tensors"][0]},
         "repair": {"save", "dry_run", "files", *repair.to_json(Rewritten(Path(), "", Position(0, 1), "", ""))},
         "restore": {"save", "dry_run", "position", "attempt", "restored", "abandoned"},
+        "prune": {"save", "keep", "last", "every", "best", "done", "positions", *prune.Row.__slots__, "--yes"},
         "pin": {"save", "position", "changed", "pinned"},
         "unpin": {"save", "position", "changed", "pinned", "pin"},
     }

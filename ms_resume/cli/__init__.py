@@ -2,8 +2,8 @@
 
     0 fine   2 usage   10 nothing to resume   20 torn   21 damaged   40 disk   61 directory in use   70 bug
 
-Only repair, restore, pin and unpin write, and none with --dry-run. Nothing needs MindSpore or NumPy: a login node will
-do.
+Only repair, restore (both not with --dry-run), pin, unpin and prune (only with --yes) write. Nothing needs MindSpore or
+NumPy: a login node will do.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 import ms_resume
-from ms_resume.cli import locate, ls, pin, repair, restore, show, unpin, verify
+from ms_resume.cli import locate, ls, pin, prune, repair, restore, show, unpin, verify
 from ms_resume.errors import DiskError, MsResumeError, UsageError
 
 _COMMANDS = {
@@ -29,6 +29,7 @@ _COMMANDS = {
     "restore": restore,
     "pin": pin,
     "unpin": unpin,
+    "prune": prune,
 }
 _INTERRUPTED = 130
 _BROKEN_PIPE = 141
