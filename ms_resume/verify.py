@@ -59,7 +59,14 @@ def rejection(checkpoint: Checkpoint, findings: list[Finding]) -> Rejection | No
 
 def headers(checkpoint: Checkpoint) -> Rejection | None:
     """Why a resume passes a complete checkpoint over before it reads it."""
-    return rejection(checkpoint, check(checkpoint))
+    return weights_only(checkpoint) or rejection(checkpoint, check(checkpoint))
+
+
+def weights_only(checkpoint: Checkpoint) -> Rejection | None:
+    """Whole, and yet not one to resume from."""
+    if not checkpoint.votes or all(vote.file("optimizer") for vote in checkpoint.votes):
+        return None
+    return Rejection(checkpoint.position, "weights only", "saved without optimizer: only a warm start takes it")
 
 
 def check_file(checkpoint: Checkpoint, file: Found, deep: bool, progress: Progress) -> Iterator[Finding]:

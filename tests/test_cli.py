@@ -171,6 +171,26 @@ class TestLs:
         assert "->  0_10      complete  mindrlhf  -        2 " in called.out
         assert "warning: train/rank_1/meta.json: torn" in called.err
 
+    def test_weights_alone_are_not_marked(self, whole: Path, capsys: Capture) -> None:
+        """A resume passes them over, so all commands do; repair does not point stock code to them."""
+        for at in ("2_0", "1_0"):
+            for rank in (0, 1):
+                own_trees.edit_vote(whole, at, rank, lambda vote: vote["files"].pop(1))
+
+        rows = call(capsys, "ls", whole, "--json").json["positions"]
+        located = [call(capsys, "locate", whole, "--json", *deep).json for deep in ((), ("--deep",))]
+        mended = call(capsys, "repair", whole, "--dry-run", "--json").json["files"]
+
+        assert [(row["verdict"], row["taken"]) for row in rows] == [
+            ("weights only", False),
+            ("complete", True),
+            ("weights only", False),
+            ("complete", False),
+        ]
+        assert [found["position"] for found in located] == [[1, 5]] * 2
+        assert [found["rejected"][0]["kind"] for found in located] == ["weights only"] * 2
+        assert {tuple(file["position"]) for file in mended} == {(1, 5)}
+
     def test_nothing_whole_is_still_listed(self, tmp_path: Path, capsys: Capture) -> None:
         """With the reasons below the table; listing them is no failure."""
         stock_trees.f8(tmp_path / "save")

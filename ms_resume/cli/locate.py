@@ -54,9 +54,10 @@ def run(args: argparse.Namespace) -> None:
 def check(checkpoint: Checkpoint, *, deep: bool) -> Rejection | None:
     """Why a resume would pass a complete checkpoint over, by its headers, or by every byte when `deep`."""
     if not deep:
-        return verify.rejection(checkpoint, verify.check(checkpoint))
+        return verify.headers(checkpoint)
     with progress.shown(checkpoint) as tell:
-        return verify.rejection(checkpoint, verify.check(checkpoint, deep=True, progress=tell))
+        findings = verify.check(checkpoint, deep=True, progress=tell)
+        return verify.weights_only(checkpoint) or verify.rejection(checkpoint, findings)
 
 
 def document(located: Located) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ms_resume import layouts, locate, retention
+from ms_resume import layouts, locate, retention, verify
 from ms_resume.cli import directory, progress, tables
 from ms_resume.cli.locate import check
 from ms_resume.layouts import Holding
@@ -76,14 +76,13 @@ def list_rows(holding: Holding) -> Iterator[Row]:
     """Every position, newest first. As in a resume, headers are checked down to the one that it takes."""
     taken = False
     for verdict in locate.verdicts(holding):
-        if isinstance(verdict, Checkpoint) and not taken:
-            damaged = check(verdict, deep=False)
-            taken = damaged is None
-            yield _of_rejection(holding, damaged) if damaged else _of_checkpoint(verdict, taken=True)
-        elif isinstance(verdict, Checkpoint):
-            yield _of_checkpoint(verdict, taken=False)
-        else:
+        if isinstance(verdict, Rejection):
             yield _of_rejection(holding, verdict)
+        elif passed_over := verify.weights_only(verdict) if taken else check(verdict, deep=False):
+            yield _of_rejection(holding, passed_over)
+        else:
+            yield _of_checkpoint(verdict, taken=not taken)
+            taken = True
 
 
 def _of_checkpoint(found: Checkpoint, *, taken: bool) -> Row:

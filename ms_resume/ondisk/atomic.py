@@ -42,7 +42,7 @@ _AT_FDCWD = -100
 _RENAME_NOREPLACE = 1
 _NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK)
 _HINTS = {
-    errno.ENOSPC: "free space or inodes there (`df -h`, `df -i`), or prune: `ms-resume ls` shows what is there",
+    errno.ENOSPC: "free space or inodes there (`df -h`, `df -i`); `ms-resume prune` shows what may go",
     errno.EDQUOT: "the quota is used up: free space there, or ask for more",
     errno.EROFS: "the file system is read-only: save to another directory",
     errno.EACCES: "make the directory writable for this user, or save to another one",
