@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ms_resume import commit, layouts, locate, ownership, removal, retention, verify
 from ms_resume.errors import DiskError, NothingToResume, UsageError
-from ms_resume.layouts import ours, survey
+from ms_resume.layouts import SaveDirectory, ours, survey
 from ms_resume.layouts.survey import Survey
 from ms_resume.ondisk import atomic, meta, names, votes
 from ms_resume.records import Attempt, Checkpoint, Origin, Position, Rejection, Writer
@@ -167,7 +167,7 @@ def prune(save: Path, keep: Keep) -> list[Position]:
 
 def _with_sound(surveyed: Survey, keep: Keep) -> Keep:
     """The newest two that a resume can take stay: those that count by their votes may be damaged, all of them."""
-    whole = (verdict for verdict in locate.verdicts(surveyed) if isinstance(verdict, Checkpoint))
+    whole = (verdict for verdict in locate.verdicts(SaveDirectory(surveyed)) if isinstance(verdict, Checkpoint))
     sound = (checkpoint.position for checkpoint in whole if verify.headers(checkpoint) is None)
     return replace(keep, always=frozenset(islice(sound, retention.NEVER_FEWER_THAN)))
 

@@ -128,7 +128,7 @@ def test_a_directory_without_a_checkpoint(tmp_path: Path, capsys: Capture) -> No
     """As every command says it."""
     (tmp_path / "iteration_00000010").mkdir()
 
-    assert "MindFormers 2.0 checkpoints" in call(capsys, "restore", tmp_path, "0_5").err
+    assert "mindformers-2 checkpoints" in call(capsys, "restore", tmp_path, "0_5").err
 
 
 def test_the_hint_of_a_start_that_was_refused(save: Path, capsys: Capture) -> None:
