@@ -3,49 +3,72 @@
     reads    every payload of a checkpoint: headers always, every byte when `deep`
     gives    what is wrong, file by file, with rank, role, tensor, and reason
 
-Pure reader. Loading checks digests again, on the bytes it places.
+Pure reader. Every byte is read once, by one thread for each core, in pieces: memory does not grow with the checkpoint.
+Loading checks digests again, on the bytes it places.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import xxhash
+
 from ms_resume.errors import Damaged
 from ms_resume.layouts import mindrlhf
-from ms_resume.ondisk import ckpt, payload
+from ms_resume.ondisk import ckpt, payload, sums
 from ms_resume.progress import Progress
 from ms_resume.records import Checkpoint, Found, Payload, Rejection
+
+_BATCH_BYTES = 8 << 20
+"""Of tensors of one file, which one thread reads one after the other."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that is wrong with one file."""
+    """One thing that is wrong with one file. `kind`: damaged, or not finite."""
 
     path: str
     rank: int
     role: str
     reason: str
     tensor: str = ""
+    kind: str = "damaged"
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
 
-def check(checkpoint: Checkpoint, *, deep: bool = False, progress: Progress | None = None) -> list[Finding]:
+def check(
+    checkpoint: Checkpoint, *, deep: bool = False, finite: bool = False, progress: Progress | None = None
+) -> list[Finding]:
     """Everything that is wrong with a checkpoint that `locate` found complete; empty when it is valid.
 
     Args:
         deep: Also every byte against its digest (ours), CRC (where stock saved one), and, for stock, the weights in
             the policy file against those in the optimizer file: unequal ones are two generations mixed.
+        finite: Deep, and NaN and infinities in policy, optimizer and ref are found. They are no damage, and a resume
+            takes them; state may hold them by right.
+        progress: Called from any thread.
     """
-    tell = progress or (lambda count: None)
-    findings = [finding for file in checkpoint.files for finding in check_file(checkpoint, file, deep, tell)]
-    if deep and checkpoint.layout == mindrlhf.NAME and not findings:
-        findings = list(_mixed_generations(checkpoint))
-    return findings
+    if not (deep or finite):
+        return [finding for file in checkpoint.files for finding in _failure(file, _open, checkpoint, file)]
+    findings: list[Finding] = []
+    mixed: list[Finding] = []
+    with sums.threads() as threads:
+        policy: _Reading | None = None
+        for reading in _Reader(checkpoint, threads, finite, progress or (lambda count: None)).read_all():
+            findings += reading.findings()
+            if reading.file.role == "policy":
+                policy = reading
+            elif reading.file.role == "optimizer" and policy and not checkpoint.votes:
+                mixed += _mixed_generations(reading, policy)
+    return findings if any(finding.kind == "damaged" for finding in findings) else mixed + findings
 
 
 def rejection(checkpoint: Checkpoint, findings: list[Finding]) -> Rejection | None:
@@ -67,22 +90,6 @@ def weights_only(checkpoint: Checkpoint) -> Rejection | None:
     if not checkpoint.votes or all(vote.file("optimizer") for vote in checkpoint.votes):
         return None
     return Rejection(checkpoint.position, "weights only", "saved without optimizer: only a warm start takes it")
-
-
-def check_file(checkpoint: Checkpoint, file: Found, deep: bool, progress: Progress) -> Iterator[Finding]:
-    """What is wrong with one payload."""
-    try:
-        if checkpoint.votes:
-            expected = _named(checkpoint, file)
-            for count in _check_ours(file.path, expected, deep):
-                progress(count)
-        else:
-            for count in _check_stock(file.path, deep):
-                progress(count)
-    except Damaged as error:
-        yield Finding(str(file.path), file.rank, file.role, error.message, error.fields.get("tensor", ""))
-    except OSError as error:
-        yield Finding(str(file.path), file.rank, file.role, f"{file.path}: {error.strerror}")
 
 
 def header_as_voted(path: Path, expected: Payload) -> payload.Header:
@@ -128,51 +135,144 @@ def names_position(path: Path) -> str:
     return path.stem.rpartition("-")[2]
 
 
-def _check_ours(path: Path, expected: Payload, deep: bool) -> Iterable[int]:
-    if path.suffix == ".ckpt":
-        contents = ckpt.read(path)
-        if deep and (found := payload.digest_of(path.read_bytes())) != expected.digest:
-            raise Damaged(f"{path}: its bytes have digest {found}, the vote says {expected.digest}")
-        yield sum(length for pieces in contents.pieces.values() for _, length in pieces) if deep else 0
-        return
-    header = header_as_voted(path, expected)
-    if deep:
-        yield from payload.check_digests(header)
+_Source = payload.Header | ckpt.Contents
 
 
-def _check_stock(path: Path, deep: bool) -> Iterable[int]:
-    """A stock safetensors file has no digest: its weights are compared across files instead."""
-    held = mindrlhf.tensors(path)
-    if deep and path.suffix == ".ckpt":
-        ckpt.check_crc(path)
-        yield path.stat().st_size
-    elif deep:
-        header = payload.read_header(path)
-        with open(path, "rb") as file:
-            for name in held:
-                yield len(payload.read_tensor(file, header, name))
+def _open(checkpoint: Checkpoint, file: Found) -> _Source:
+    """What a payload says of itself. Raises Damaged where it is not the file that it should be."""
+    if file.path.suffix == ".ckpt":
+        return ckpt.read(file.path)
+    return header_as_voted(file.path, _named(checkpoint, file)) if checkpoint.votes else payload.read_header(file.path)
 
 
-def _mixed_generations(checkpoint: Checkpoint) -> Iterator[Finding]:
-    for rank in range(checkpoint.world_size):
-        paths = checkpoint.of_rank(rank)
-        policy, optimizer = (_Stock(paths[role]) for role in ("policy", "optimizer"))
-        for name in sorted(policy.held.keys() & optimizer.held.keys()):
-            if policy.digest(name) != optimizer.digest(name):
-                reason = f"{paths['optimizer']}: weight {name!r} differs from the policy file's: two generations mixed"
-                yield Finding(str(paths["optimizer"]), rank, "optimizer", reason, name)
-                break
+def _failure(file: Found, work: Callable[..., object], *arguments: Any) -> list[Finding]:
+    """Nothing, or why `work` on that file ended early."""
+    try:
+        work(*arguments)
+        return []
+    except Damaged as error:
+        return [Finding(str(file.path), file.rank, file.role, error.message, error.fields.get("tensor", ""))]
+    except OSError as error:
+        return [Finding(str(file.path), file.rank, file.role, f"{file.path}: {error.strerror}")]
 
 
-class _Stock:
-    """Tensors of one stock file, for as long as they are compared."""
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """One payload while threads read it, and what they sum up of its tensors, by name."""
 
-    def __init__(self, path: Path) -> None:
-        self.source = ckpt.read(path) if path.suffix == ".ckpt" else payload.read_header(path)
-        self.held = self.source.tensors
+    file: Found
+    finite: bool
+    damage: list[Finding] = field(default_factory=list)
+    parts: list[Future[list[Finding]]] = field(default_factory=list)
+    digests: dict[str, Any] = field(default_factory=dict)
+    counts: dict[str, sums.NotFinite] = field(default_factory=dict)
 
-    def digest(self, name: str) -> str:
-        if isinstance(self.source, ckpt.Contents):
-            return payload.digest_of(ckpt.read_tensor(self.source, name))
-        with open(self.source.path, "rb") as file:
-            return payload.digest_of(payload.read_tensor(file, self.source, name))
+    def findings(self) -> list[Finding]:
+        """In the order of the file, each once: all parts of a file that is gone say the same."""
+        damage = dict.fromkeys([*self.damage, *(finding for part in self.parts for finding in part.result())])
+        return [*damage] or [_not_finite(self.file, *counted) for counted in self.counts.items() if counted[1].found]
+
+    def sinks(self, name: str, dtype: str) -> list[sums.Sink]:
+        """The same ones each time: a large tensor lies in several pieces."""
+        found: list[sums.Sink] = [self.digests.setdefault(name, xxhash.xxh3_128()).update]
+        if self.finite and sums.is_float(dtype):
+            found.append(self.counts.setdefault(name, sums.NotFinite(dtype)).update)
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Reader:
+    """Reads every byte of one checkpoint."""
+
+    checkpoint: Checkpoint
+    threads: sums.Threads
+    finite: bool
+    tell: Progress
+
+    def read_all(self) -> Iterator[_Reading]:
+        """In order. No more files are open than keep all threads at work."""
+        under_way: deque[_Reading] = deque()
+        for file in self.checkpoint.files:
+            under_way.append(reading := _Reading(file, self.finite and file.role != "state"))
+            reading.damage.extend(_failure(file, self._begin, reading))
+            if len(under_way) > 2 * self.threads.count:
+                yield under_way.popleft()
+        yield from under_way
+
+    def _begin(self, reading: _Reading) -> None:
+        source = _open(self.checkpoint, reading.file)
+        each = [self.threads.check, lambda piece: self.tell(len(piece))]
+
+        def sinks(name: str) -> list[sums.Sink]:
+            return [*each, *reading.sinks(name, source.tensors[name].dtype)]
+
+        if isinstance(source, ckpt.Contents):
+            expected = _named(self.checkpoint, reading.file) if self.checkpoint.votes else None
+            work = partial(_failure, reading.file, _check_ckpt, source, expected, each, sinks)
+            reading.parts.append(self.threads.submit(work))
+        elif payload.CRC_KEY in source.metadata:
+            work = partial(_failure, reading.file, payload.check_crc, source, sinks)
+            reading.parts.append(self.threads.submit(work))
+        else:
+            work = partial(_check_tensors, reading.file, source, sinks)
+            reading.parts.extend(self.threads.submit(work, names) for names in _batches(source))
+
+
+def _batches(header: payload.Header) -> Iterator[list[str]]:
+    """The names of tensors that lie one after the other: of a few large ones, or of many small ones."""
+    batch, filled = [], 0
+    for name, info in sorted(header.tensors.items(), key=lambda item: item[1].begin):
+        batch.append(name)
+        filled += info.end - info.begin
+        if filled >= _BATCH_BYTES:
+            yield batch
+            batch, filled = [], 0
+    yield batch
+
+
+def _check_tensors(file: Found, header: payload.Header, sinks: sums.OfTensor, names: Sequence[str]) -> list[Finding]:
+    """One damaged tensor does not hide the next."""
+    found: list[Finding] = []
+
+    def read() -> None:
+        with open(header.path, "rb", buffering=0) as opened:
+            for name in names:
+                found.extend(_failure(file, payload.check_tensor, opened, header, name, sinks(name)))
+
+    failed = _failure(file, read)
+    return [*found, *failed]
+
+
+def _check_ckpt(
+    contents: ckpt.Contents,
+    expected: Payload | None,
+    each: Sequence[sums.Sink],
+    sinks: sums.OfTensor,
+) -> None:
+    """Our digest is that of the whole file, MindSpore's CRC comes before its trailer."""
+    digest, crc = xxhash.xxh3_128(), sums.Crc()
+    whole = [*each, digest.update if expected else crc.update]
+    with open(contents.path, "rb", buffering=0) as file:
+        ckpt.sum_up(file, contents, contents.file_bytes if expected else contents.records_end, whole, sinks)
+    if expected and (found := digest.hexdigest()) != expected.digest:
+        raise Damaged(f"{contents.path}: its bytes have digest {found}, the vote says {expected.digest}")
+    if not expected:
+        ckpt.compare_crc(contents.path, crc.value, contents.crc)
+
+
+def _not_finite(file: Found, name: str, count: sums.NotFinite) -> Finding:
+    reason = f"{file.path}: tensor {name!r}: {count.nan} NaN and {count.infinite} infinite values"
+    return Finding(str(file.path), file.rank, file.role, reason, name, "not finite")
+
+
+def _mixed_generations(optimizer: _Reading, policy: _Reading) -> Iterator[Finding]:
+    """The first weight that is not the same in both files of a rank."""
+    for name in sorted(policy.digests.keys() & optimizer.digests.keys()):
+        if policy.digests[name].digest() != optimizer.digests[name].digest():
+            path = str(optimizer.file.path)
+            reason = (
+                f"{path}: weight {name!r} differs from the one in {policy.file.path.name}: two generations mixed, or "
+                "one of them damaged"
+            )
+            yield Finding(path, optimizer.file.rank, "optimizer", reason, name)
+            return

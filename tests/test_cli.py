@@ -17,6 +17,7 @@ from types import ModuleType
 
 import own_trees
 import pytest
+import savers
 import stock_trees
 from command import call, example, in_terminal
 from runs import tiny_run
@@ -222,6 +223,22 @@ class TestVerify:
         assert finding["path"] == str(own_trees.payload_path(save, "1_5", 0, "optimizer"))
         assert (finding["rank"], finding["role"], finding["tensor"]) == (0, "optimizer", "adam_m.w")
         assert "its bytes have digest" in finding["reason"]
+
+    def test_what_is_not_finite(self, tmp_path: Path, capsys: Capture) -> None:
+        """Only when asked for, then with exit 21; the hint does not say that a resume would pass it over."""
+        attempt = savers.open_attempt(tmp_path)
+        savers.save(savers.writer(tmp_path, attempt), "0_5", value=float("nan"))
+        called = call(capsys, "verify", tmp_path, "--finite", "--json")
+        [result] = called.json["positions"]
+
+        assert call(capsys, "verify", tmp_path, "--deep").code == 0
+        assert (called.code, result["verdict"], called.json["deep"]) == (21, "not finite", True)
+        assert [(f["role"], f["tensor"], f["kind"]) for f in result["findings"]] == [
+            ("policy", "w", "not finite"),
+            ("optimizer", "w", "not finite"),
+        ]
+        assert "6 NaN and 0 infinite values" in result["reason"]
+        assert "a resume takes it all the same" in called.json["hint"]
 
     @pytest.mark.parametrize(
         ("position", "code", "verdict"), [("2_0", 20, "torn"), ("1_5", 21, "damaged"), ("1_0", 0, "valid")]

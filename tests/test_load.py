@@ -11,6 +11,8 @@ import own_trees
 import pytest
 import savers
 import stock_trees
+import test_ckpt
+import test_payload
 
 from ms_resume import load
 from ms_resume.errors import Damaged, DiskError, MsResumeError, NamesMismatch, UsageError
@@ -226,3 +228,18 @@ def test_a_disk_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / vote.files[0].path).unlink()
     with pytest.raises(DiskError, match=r"policy_model_rank_0-0_5\.safetensors"):
         load.place(found, live())
+
+
+def test_a_stock_file_whose_crc_does_not_hold(tmp_path: Path) -> None:
+    """Found before anything is placed, in either format."""
+    for name, content, last in (
+        ("a.safetensors", test_payload.BY_MINDSPORE, -1),
+        ("a.ckpt", test_ckpt.BY_MINDSPORE, -18),
+    ):
+        path = tmp_path / name
+        path.write_bytes(content)
+        Source(path)
+        own_trees.flip(path, last)
+
+        with pytest.raises(Damaged, match=f"{name}: its .* have CRC"):
+            Source(path)

@@ -110,7 +110,10 @@ def test_what_the_safetensors_library_writes_is_read(tmp_path: Path) -> None:
     header = payload.read_header(path)
 
     assert (header.mark, header.digests, header.tensors.keys()) == (None, {}, ARRAYS.keys())
-    assert sum(payload.check_digests(header)) == sum(array.nbytes for array in ARRAYS.values())
+    with open(path, "rb") as opened:
+        for name, tensor in read_all(ARRAYS).items():
+            payload.check_tensor(opened, header, name)
+            assert payload.read_tensor(opened, header, name) == tensor.data
 
 
 def test_a_file_cut_anywhere_is_damaged(file: Path) -> None:
@@ -150,9 +153,9 @@ def test_a_damaged_tensor_is_named(file: Path) -> None:
     own_trees.flip_tensor(file, "bias")
     header = payload.read_header(file)
 
-    with pytest.raises(Damaged, match="tensor 'bias': its bytes have digest") as deep:
-        list(payload.check_digests(header))
     with open(file, "rb") as opened:
+        with pytest.raises(Damaged, match="tensor 'bias': its bytes have digest") as deep:
+            payload.check_tensor(opened, header, "bias")
         assert payload.read_tensor(opened, header, "weight") == read_all(ARRAYS)["weight"].data
         with pytest.raises(Damaged) as read:
             payload.read_tensor(opened, header, "bias")
@@ -166,10 +169,9 @@ def test_a_file_that_shrinks_while_it_is_read_is_damaged(file: Path) -> None:
         opened.truncate(header.file_bytes - 1)
     last = max(header.tensors, key=lambda name: header.tensors[name].end)
 
-    with pytest.raises(Damaged, match=f"tensor {last!r}: ends 1 bytes early"):
-        list(payload.check_digests(header))
-    with open(file, "rb") as opened, pytest.raises(Damaged, match=f"tensor {last!r}: ends 1 bytes early"):
-        payload.read_tensor(opened, header, last)
+    for read in (payload.check_tensor, payload.read_tensor):
+        with open(file, "rb") as opened, pytest.raises(Damaged, match=f"tensor {last!r}: ends 1 bytes early"):
+            read(opened, header, last)
 
 
 def header_of(entries: Any) -> bytes:
@@ -252,8 +254,66 @@ def test_tensors_lie_without_gaps_wide_ones_first() -> None:
     }
 
 
-def test_progress_counts_every_byte(file: Path) -> None:
-    """The bytes that a deep check tells of are those of the data part."""
-    header = payload.read_header(file)
+BY_MINDSPORE = (
+    b'{"__metadata__":{"format":"ms","crc_num":"4067273637"},"epoch_num":{"dtype":"I64","shape":[],"data_offsets":[0,8]'
+    b'},"step_num":{"dtype":"I64","shape":[],"data_offsets":[8,16]},"model.w":{"dtype":"F32","shape":[2,3],"data_offset'
+    b's":[16,40]},"scale":{"dtype":"F32","shape":[],"data_offsets":[40,44]},"count":{"dtype":"I32","shape":[1],"data_of'
+    b'fsets":[44,48]},"adam_m.model.w":{"dtype":"F16","shape":[3],"data_offsets":[48,54]},"flag":{"dtype":"BOOL","shape'
+    b'":[],"data_offsets":[54,55]},"mask":{"dtype":"BOOL","shape":[2],"data_offsets":[55,57]}}    '
+)
+BY_MINDSPORE = len(BY_MINDSPORE).to_bytes(8, "little") + BY_MINDSPORE
+BY_MINDSPORE += bytes.fromhex(
+    "03000000000000000b00000000000000000000000000803f0000004000004040000080400000a0400000204007000000003c00400042010100"
+)
+"""`mindspore.save_checkpoint(..., format="safetensors", crc_check=True)`, MindSpore 2.10.0. Its `load_checkpoint`, with
+`crc_check`, takes it."""
 
-    assert sum(payload.check_digests(header)) == header.file_bytes - header.data_start
+
+def crc_of(path: Path, content: bytes) -> str:
+    """holds, or what is said instead."""
+    path.write_bytes(content)
+    try:
+        payload.check_crc(payload.read_header(path))
+        return "holds"
+    except Damaged as error:
+        return error.message
+
+
+class TestCrc:
+    """What MindSpore saved with a CRC, in a safetensors file."""
+
+    def test_it_holds(self, tmp_path: Path) -> None:
+        """0-d whole numbers go into it as that many zeros, other 0-d tensors as their bytes."""
+        assert crc_of(tmp_path / "a.safetensors", BY_MINDSPORE) == "holds"
+
+    def test_one_flipped_bit(self, tmp_path: Path) -> None:
+        """Of any tensor, in any byte; of a position as well, whose number may be absurd then."""
+        begin = len(BY_MINDSPORE) - 57
+        for bit in range(8 * begin, 8 * len(BY_MINDSPORE)):
+            spoilt = bytearray(BY_MINDSPORE)
+            spoilt[bit // 8] ^= 1 << bit % 8
+            said = crc_of(tmp_path / "a.safetensors", bytes(spoilt))
+            assert "its tensors have CRC" in said or "for which MindSpore has no CRC" in said
+
+    def test_a_name_is_in_it(self, tmp_path: Path) -> None:
+        """Two tensors of one shape that change places."""
+        spoilt = BY_MINDSPORE.replace(b"epoch_num", b"epoch_nun")
+
+        assert "its tensors have CRC" in crc_of(tmp_path / "a.safetensors", spoilt)
+
+    def test_without_one_there_is_nothing_to_check(self, tmp_path: Path) -> None:
+        """As stock code saves by default."""
+        plain = BY_MINDSPORE.replace(b'"crc_num":', b'"crc_nun":')
+
+        assert crc_of(tmp_path / "a.safetensors", plain[:-57] + bytes(57)) == "holds"
+
+
+@pytest.mark.parametrize(("there", "instead"), [("[2,3]", "[6.1]"), ("[1]", "[1.9]"), ("[16,40]", '["16",40]')])
+def test_a_number_in_a_header_is_a_whole_one(there: str, instead: str, tmp_path: Path) -> None:
+    """A comma that became a point made another shape of the same size."""
+    path = tmp_path / "a.safetensors"
+    text = BY_MINDSPORE[8:-57].replace(there.encode(), instead.encode(), 1)
+    path.write_bytes(len(text).to_bytes(8, "little") + text + BY_MINDSPORE[-57:])
+
+    with pytest.raises(Damaged, match="cannot be read"):
+        payload.read_header(path)

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import threading
+import tracemalloc
 from pathlib import Path
 
+import numpy as np
 import own_trees
 import pytest
+import savers
 import stock_trees
 from runs import tiny_run
 
-from ms_resume import locate, verify
-from ms_resume.ondisk import payload
-from ms_resume.records import Checkpoint
+from ms_resume import locate, verify, write
+from ms_resume.ondisk import names, payload, sums
+from ms_resume.records import Checkpoint, Position
 from ms_resume.settings import Settings
+from ms_resume.state import Arrays, read_all
 from ms_resume.verify import Finding
 
 
@@ -169,6 +178,151 @@ def test_findings_become_one_reason(save: Path) -> None:
     assert rejection is not None
     assert (rejection.reason, rejection.ranks, rejection.kind) == ("a: bad (and 2 more)", (0, 1), "damaged")
     assert verify.rejection(checkpoint, []) is None
+
+
+def not_finite(save: Path) -> list[Finding]:
+    return verify.check(newest(save), finite=True)
+
+
+def bits(dtype: str, pattern: int) -> bytes:
+    return pattern.to_bytes(payload.item_bytes(dtype), "little")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "pattern", "nan", "infinite"),
+    [
+        # dtype, the bits of one number, and what it is
+        ("F16", 0x7C00, 0, 1), ("F16", 0xFC00, 0, 1), ("F16", 0x7C01, 1, 0), ("F16", 0xFFFF, 1, 0),
+        ("F16", 0x7BFF, 0, 0), ("F16", 0xFBFF, 0, 0), ("F16", 0x03FF, 0, 0), ("F16", 0x8000, 0, 0),
+        ("BF16", 0x7F80, 0, 1), ("BF16", 0xFF80, 0, 1), ("BF16", 0x7F81, 1, 0), ("BF16", 0xFFC0, 1, 0),
+        ("BF16", 0x7F7F, 0, 0), ("BF16", 0xFF7F, 0, 0), ("BF16", 0x7C00, 0, 0),
+        ("F32", 0x7F800000, 0, 1), ("F32", 0xFF800000, 0, 1), ("F32", 0x7F800001, 1, 0), ("F32", 0xFFC00000, 1, 0),
+        ("F32", 0x7F7FFFFF, 0, 0), ("F32", 0xFF7FFFFF, 0, 0),
+        ("F64", 0x7FF0 << 48, 0, 1), ("F64", 0xFFF0 << 48, 0, 1), ("F64", (0x7FF0 << 48) + 1, 1, 0),
+        ("F64", (0x7FF0 << 48) - 1, 0, 0), ("F64", (0xFFF0 << 48) - 1, 0, 0),
+    ],
+)  # fmt: skip  # one table
+def test_what_is_not_finite(dtype: str, pattern: int, nan: int, infinite: int) -> None:
+    """Between the largest numbers of either sign, in a row that pieces cut anywhere."""
+    width = payload.item_bytes(dtype)
+    exponent = {"F16": 0x7C00, "BF16": 0x7F80, "F32": 0x7F800000, "F64": 0x7FF0 << 48}[dtype]
+    largest = [bits(dtype, exponent - 1), bits(dtype, exponent - 1 | 1 << 8 * width - 1)]
+    row = memoryview(b"".join([*largest * 5000, bits(dtype, pattern), *largest * 5000]))
+
+    for cut in (0, 1, 16384, 40001, len(row)):
+        counter = sums.NotFinite(dtype)
+        counter.update(row[:cut])
+        counter.update(row[cut:])
+        assert (counter.nan, counter.infinite) == (nan, infinite)
+
+
+@pytest.mark.parametrize("role", ["policy", "optimizer", "ref"])
+@pytest.mark.parametrize("file_format", ["safetensors", "ckpt"])
+def test_a_checkpoint_that_is_not_finite(role: str, file_format: str, tmp_path: Path) -> None:
+    """Which file, rank, role, and tensor, and how many; by a deep check alone it is what was saved."""
+    attempt = savers.open_attempt(tmp_path)
+    taken = savers.snapshot("0_5", file_format=file_format)
+    weights = np.array([np.nan, 1, -np.inf, np.inf, np.inf, 0], np.float32)
+    taken.held[role].update(read_all(Arrays(w=weights, count=np.full(9, -1, np.int32))))
+    taken.held["state"].update(read_all(Arrays({"best.loss": np.array([np.inf], np.float32)})))
+    write.save(savers.writer(tmp_path, attempt), taken, savers.ABOUT, None)
+    path = names.payload(tmp_path, role, 0, Position(0, 5), file_format)
+
+    assert verify.check(newest(tmp_path), deep=True) == []
+    [finding] = not_finite(tmp_path)
+    assert finding == Finding(str(path), 0, role, f"{path}: tensor 'w': 1 NaN and 3 infinite values", "w", "not finite")
+
+
+def test_damage_hides_what_is_not_finite(tmp_path: Path) -> None:
+    """Numbers that were not saved so are no news."""
+    attempt = savers.open_attempt(tmp_path)
+    taken = savers.snapshot("0_5", value=np.inf)
+    write.save(savers.writer(tmp_path, attempt), taken, savers.ABOUT, None)
+    own_trees.flip_tensor(names.payload(tmp_path, "policy", 0, Position(0, 5)), "w")
+
+    assert [(f.role, f.kind) for f in not_finite(tmp_path)] == [("policy", "damaged"), ("optimizer", "not finite")]
+
+
+class TestThreads:
+    """Large payloads are read by one thread for each core."""
+
+    @pytest.fixture
+    def save(self, tmp_path: Path) -> Path:
+        """Two ranks, 24 tensors of 1.5 MiB in each policy file."""
+        attempt = savers.open_attempt(tmp_path, world_size=2)
+        for rank in (0, 1):
+            taken = savers.snapshot("0_5")
+            large = {f"w{n:02}": np.full(393_216, rank + n, np.float32) for n in range(24)}
+            taken.held["policy"].update(read_all(Arrays(large)))
+            write.save(savers.writer(tmp_path, attempt, rank), taken, savers.ABOUT, None)
+        return tmp_path
+
+    def test_every_damaged_tensor_is_found_in_order(self, save: Path) -> None:
+        """The last byte of the last piece counts as well, and each time the answer is the same."""
+        for rank, name in ((0, "w23"), (1, "w17"), (1, "w02"), (0, "w03")):
+            path = own_trees.payload_path(save, "0_5", rank, "policy")
+            header = payload.read_header(path)
+            own_trees.flip(path, header.data_start + header.tensors[name].end - 1)
+        said = [verify.check(newest(save), deep=True) for _ in range(5)]
+
+        assert [(f.rank, f.tensor) for f in said[0]] == [(0, "w03"), (0, "w23"), (1, "w02"), (1, "w17")]
+        assert said == [said[0]] * 5
+
+    def test_memory_does_not_grow_with_the_files(self, save: Path) -> None:
+        """Pieces in buffers that each thread uses again: nothing of the size of a tensor is allocated."""
+        checkpoint = newest(save)
+        verify.check(checkpoint, deep=True)
+        tracemalloc.start()
+        verify.check(checkpoint, deep=True, finite=True)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+
+        assert peak < 1 << 20
+
+    def test_threads_work_at_the_same_time(self, save: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Each waits at its first piece until the other one has come to its own."""
+        monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1})
+        both, met = threading.Barrier(2), threading.local()
+
+        def meet(count: int) -> None:
+            if not hasattr(met, "done"):
+                met.done = both.wait(20)
+
+        assert verify.check(newest(save), deep=True, progress=meet) == []
+
+    @pytest.mark.parametrize("error", [KeyboardInterrupt, ZeroDivisionError])
+    def test_an_error_of_a_thread_reaches_the_caller(self, save: Path, error: type[BaseException]) -> None:
+        """The other threads end at their next piece; none is left behind."""
+        told: list[int] = []
+
+        def fail(count: int) -> None:
+            told.append(count)
+            if len(told) == 3:
+                raise error
+
+        with pytest.raises(error):
+            verify.check(newest(save), deep=True, progress=fail)
+        assert len(told) < 20
+        assert not [thread for thread in threading.enumerate() if thread.name.startswith("ms_resume read")]
+
+    def test_ctrl_c_ends_it(self, save: Path) -> None:
+        """While the main thread waits for the others."""
+        script = (
+            "import sys, time; from pathlib import Path; from ms_resume import locate, verify\n"
+            "checkpoint = locate.latest(Path(sys.argv[1])).checkpoint\n"
+            "slow = lambda count: (print('reading', flush=True), time.sleep(0.2))\n"
+            "verify.check(checkpoint, deep=True, progress=slow)\n"
+        )
+        process = subprocess.Popen(
+            [sys.executable, "-c", script, str(save)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        said, errors = process.communicate(timeout=10)
+
+        assert "KeyboardInterrupt" in errors
+        assert said.count("reading") < 10
 
 
 class TestCkpt:

@@ -8,7 +8,9 @@
     ms-resume: save: damaged: 1_5 (save/optimizer/rank_0/optimizer_rank_0-1_5.safetensors: tensor ...
       -> a resume passes it over; `ms-resume locate --deep save` shows what it takes instead
 
-Exit code 21 when one is damaged, else 20 when one is torn, 10 when there is none.
+With --finite also NaN and infinite values in policy, optimizer and ref. They are no damage: a resume takes them.
+
+Exit code 21 when one is damaged, else 20 when one is torn, 21 when one is not finite, 10 when there is none.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ from ms_resume.verify import Finding
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What was found out about one position. `verdict`: valid, damaged, torn, or abandoned."""
+    """What was found out about one position. `verdict`: valid, damaged, not finite, torn, or abandoned."""
 
     judged: Checkpoint | Rejection
     findings: tuple[Finding, ...] = ()
@@ -39,7 +41,8 @@ class Result:
     def verdict(self) -> str:
         if isinstance(self.judged, Rejection):
             return self.judged.kind
-        return "damaged" if self.findings else "valid"
+        kinds = {finding.kind for finding in self.findings}
+        return next((kind for kind in ("damaged", "not finite") if kind in kinds), "valid")
 
     @property
     def reason(self) -> str:
@@ -76,15 +79,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     which.add_argument("--all", action="store_true", help="every position")
     parser.add_argument("--deep", action="store_true", help="read every byte and check it against its digest")
+    parser.add_argument("--finite", action="store_true", help="--deep, and find NaN and infinite values")
 
 
 def run(args: argparse.Namespace) -> None:
     holding = directory.holding(args)
-    save = holding.save
-    results = [_check(judged, args.deep) for judged in _chosen(holding, args)]
-    document = {"save": str(save), "deep": args.deep, "positions": [result.to_json() for result in results]}
+    save, deep = holding.save, args.deep or args.finite
+    results = [_check(judged, deep, args.finite) for judged in _chosen(holding, args)]
+    document = {"save": str(save), "deep": deep, "positions": [result.to_json() for result in results]}
     if not args.json:
-        _show(results, args.deep)
+        _show(results, deep)
     if (error := failure(save, results, document, asked=args.position is not None)) is not None:
         raise error
     if args.json:
@@ -97,7 +101,9 @@ def failure(save: Path, results: Sequence[Result], document: dict[str, Any], *, 
     Args:
         asked: One position was asked for: then it is no comfort that it was left behind on purpose.
     """
-    kinds: dict[str, type[MsResumeError]] = {"damaged": Damaged, "torn": Torn}
+    passed = f"a resume passes it over; `ms-resume locate --deep {save}` shows what it takes instead"
+    taken = f"a resume takes it all the same; `ms-resume verify --all --finite {save}` shows which one is finite"
+    kinds: dict[str, type[MsResumeError]] = {"damaged": Damaged, "torn": Torn, "not finite": Damaged}
     if asked:
         kinds["abandoned"] = NothingToResume
     for kind, error in kinds.items():
@@ -105,7 +111,7 @@ def failure(save: Path, results: Sequence[Result], document: dict[str, Any], *, 
             listed = ", ".join(str(result.judged.position) for result in of_kind)
             return error(
                 f"{save}: {kind}: {listed} ({of_kind[0].reason})",
-                hint=f"a resume passes it over; `ms-resume locate --deep {save}` shows what it takes instead",
+                hint=taken if kind == "not finite" else passed,
                 **document,
             )
     return None
@@ -139,13 +145,13 @@ def _judge(holding: Holding, position: Position) -> Checkpoint | Rejection:
     raise NothingToResume(f"{holding.save}: no position {position}, there are {there}", hint="give one of these")
 
 
-def _check(judged: Checkpoint | Rejection, deep: bool) -> Result:
+def _check(judged: Checkpoint | Rejection, deep: bool, finite: bool) -> Result:
     if isinstance(judged, Rejection):
         return Result(judged)
     if not deep:
         return Result(judged, tuple(verify.check(judged)))
     with progress.shown(judged) as tell:
-        return Result(judged, tuple(verify.check(judged, deep=True, progress=tell)))
+        return Result(judged, tuple(verify.check(judged, deep=True, finite=finite, progress=tell)))
 
 
 def _show(results: Sequence[Result], deep: bool) -> None:

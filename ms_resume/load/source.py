@@ -35,6 +35,7 @@ class Source:
             self._open_ckpt(expected)
         else:
             self._header = header_as_voted(path, expected) if expected else payload.read_header(path)
+            payload.check_crc(self._header)
             self.tensors: Mapping[str, TensorInfo] = self._header.tensors
             self.digests = self._header.digests
             self.values = self._header.values

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from ms_resume.errors import Damaged
-from ms_resume.ondisk import payload
+from ms_resume.ondisk import payload, sums
 from ms_resume.records import TensorInfo
 
 SLICE_BYTES = 512 << 20
@@ -34,14 +34,28 @@ DTYPES = {
 _TYPES = {dtype: name for name, dtype in DTYPES.items()}
 
 
+_NAME_LIMIT = 1 << 16
+
+
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """The records of one file. `pieces` has (offset, length) of each tensor's bytes, in order."""
+    """The records of one file. `pieces` has (offset, length) of each tensor's bytes, in order; `crc` is what the
+    trailer says, None where there is none."""
 
     path: Path
     tensors: Mapping[str, TensorInfo]
     pieces: Mapping[str, tuple[tuple[int, int], ...]]
-    has_crc: bool
+    file_bytes: int
+    crc: int | None
+
+    @property
+    def has_crc(self) -> bool:
+        return self.crc is not None
+
+    @property
+    def records_end(self) -> int:
+        """What the CRC is over ends here."""
+        return self.file_bytes - (_TRAILER_BYTES if self.has_crc else 0)
 
 
 def read(path: Path) -> Contents:
@@ -50,31 +64,80 @@ def read(path: Path) -> Contents:
     Raises:
         Damaged: The file does not parse to its end, or a tensor has not the bytes that its shape needs.
     """
-    data = path.read_bytes()
-    has_crc = data[-_TRAILER_BYTES : -_TRAILER_BYTES + len(CRC_MARK)] == CRC_MARK
-    end = len(data) - _TRAILER_BYTES if has_crc else len(data)
-    if end <= 0:
-        raise payload_damaged(path, f"{len(data)} bytes, no tensor in it")
     tensors: dict[str, TensorInfo] = {}
     pieces: dict[str, tuple[tuple[int, int], ...]] = {}
-    try:
-        for tag, info, begin, length in _records(memoryview(data)[:end]):
-            tensors[tag] = info
-            pieces[tag] = (*pieces.get(tag, ()), (begin, length))
-    except (IndexError, ValueError, KeyError) as error:
-        raise payload_damaged(path, f"{len(data)} bytes, does not parse to its end ({error!r})") from None
+    with open(path, "rb") as file:
+        size, crc = _trailer(file)
+        end = size if crc is None else size - _TRAILER_BYTES
+        if end <= 0:
+            raise payload_damaged(path, f"{size} bytes, no tensor in it")
+        try:
+            for tag, info, begin, length in _records(_Window(file, end)):
+                tensors[tag] = info
+                pieces[tag] = (*pieces.get(tag, ()), (begin, length))
+        except (IndexError, ValueError, KeyError) as error:
+            raise payload_damaged(path, f"{size} bytes, does not parse to its end ({error!r})") from None
     _check_sizes(path, tensors, pieces)
-    return Contents(path, tensors, pieces, has_crc)
+    return Contents(path, tensors, pieces, size, crc)
 
 
 def check_crc(path: Path) -> None:
     """Raises Damaged where the file has a CRC and it does not hold."""
-    data = path.read_bytes()
-    if data[-_TRAILER_BYTES : -_TRAILER_BYTES + len(CRC_MARK)] == CRC_MARK:
-        saved = int.from_bytes(data[-10:], "big")
-        found = zlib.crc32(memoryview(data)[:-_TRAILER_BYTES])
-        if saved != found:
-            raise payload_damaged(path, f"its bytes have CRC {found:#x}, its trailer says {saved:#x}")
+    with open(path, "rb") as file:
+        size, saved = _trailer(file)
+        crc = sums.Crc()
+        sums.feed(file, 0, size - _TRAILER_BYTES if saved is not None else 0, [crc.update])
+        compare_crc(path, crc.value, saved)
+
+
+def compare_crc(path: Path, found: int, saved: int | None) -> None:
+    if saved is not None and found != saved:
+        raise payload_damaged(path, f"its bytes have CRC {found:#x}, its trailer says {saved:#x}")
+
+
+def sum_up(file: BinaryIO, contents: Contents, end: int, whole: Sequence[sums.Sink], sinks: sums.OfTensor) -> None:
+    """Reads the file once, up to `end`: `whole` takes every byte of that, `sinks(name)` those of a tensor."""
+    at = 0
+    placed = sorted((begin, length, name) for name, pieces in contents.pieces.items() for begin, length in pieces)
+    for begin, length, name in (*placed, (end, 0, "")):
+        short = sums.feed(file, at, begin - at, whole)
+        short += sums.feed(file, begin, length, [*whole, *sinks(name)] if length else ())
+        if short:
+            raise payload_damaged(contents.path, f"ends before byte {begin + length}, it had {contents.file_bytes}")
+        at = begin + length
+
+
+def _trailer(file: BinaryIO) -> tuple[int, int | None]:
+    """The file's size, and the CRC at its end where there is one."""
+    size = file.seek(0, 2)
+    file.seek(max(0, size - _TRAILER_BYTES))
+    tail = file.read(_TRAILER_BYTES)
+    found = len(tail) == _TRAILER_BYTES and tail.startswith(CRC_MARK)
+    return size, int.from_bytes(tail[len(CRC_MARK) :], "big") if found else None
+
+
+class _Window:
+    """The first `size` bytes of a file, seen through one block: what lies between tensors is small."""
+
+    def __init__(self, file: BinaryIO, size: int) -> None:
+        self._file, self._size = file, size
+        self._begin, self._block = 0, b""
+
+    def __len__(self) -> int:
+        return self._size
+
+    def byte(self, offset: int) -> int:
+        """Raises IndexError past the end."""
+        if not 0 <= offset - self._begin < len(self._block):
+            self._file.seek(offset)
+            self._begin, self._block = offset, self._file.read(min(4096, max(0, self._size - offset)))
+        return self._block[offset - self._begin]
+
+    def text(self, begin: int, end: int) -> str:
+        if end - begin > _NAME_LIMIT:
+            raise ValueError(f"a name of {end - begin} bytes at byte {begin}")
+        self._file.seek(begin)
+        return self._file.read(end - begin).decode()
 
 
 def read_tensor(contents: Contents, name: str) -> memoryview:
@@ -115,7 +178,7 @@ def _varint(value: int) -> bytes:
     return bytes([*out, value])
 
 
-def _records(data: memoryview) -> Iterator[tuple[str, TensorInfo, int, int]]:
+def _records(data: _Window) -> Iterator[tuple[str, TensorInfo, int, int]]:
     offset = 0
     while offset < len(data):
         key, begin, end = _field(data, offset)
@@ -125,12 +188,12 @@ def _records(data: memoryview) -> Iterator[tuple[str, TensorInfo, int, int]]:
         offset = end
 
 
-def _value(data: memoryview, offset: int, end: int) -> tuple[str, TensorInfo, int, int]:
+def _value(data: _Window, offset: int, end: int) -> tuple[str, TensorInfo, int, int]:
     tag, tensor = "", (0, 0)
     while offset < end:
         key, begin, offset = _field(data, offset, end)
         if key == 1:
-            tag = bytes(data[begin:offset]).decode()
+            tag = data.text(begin, offset)
         elif key == 2:
             tensor = (begin, offset)
     dims: list[int] = []
@@ -141,7 +204,7 @@ def _value(data: memoryview, offset: int, end: int) -> tuple[str, TensorInfo, in
         if key == 1:
             dims += _dims(data, begin, offset)
         elif key == 2:
-            dtype = DTYPES[bytes(data[begin:offset]).decode()]
+            dtype = DTYPES[data.text(begin, offset)]
         elif key == 3:
             content = (begin, offset - begin)
     if not (tag and dtype):
@@ -150,7 +213,7 @@ def _value(data: memoryview, offset: int, end: int) -> tuple[str, TensorInfo, in
     return tag, TensorInfo(dtype, shape), *content
 
 
-def _field(data: memoryview, offset: int, limit: int | None = None) -> tuple[int, int, int]:
+def _field(data: _Window, offset: int, limit: int | None = None) -> tuple[int, int, int]:
     """(field number, begin, end) of the field at `offset`; a varint field spans its own bytes."""
     key, offset = _read_varint(data, offset)
     if key & 7 == 0:
@@ -163,7 +226,7 @@ def _field(data: memoryview, offset: int, limit: int | None = None) -> tuple[int
     return key >> 3, offset, offset + length
 
 
-def _dims(data: memoryview, offset: int, end: int) -> list[int]:
+def _dims(data: _Window, offset: int, end: int) -> list[int]:
     dims = []
     while offset < end:
         value, offset = _read_varint(data, offset)
@@ -171,10 +234,10 @@ def _dims(data: memoryview, offset: int, end: int) -> list[int]:
     return dims
 
 
-def _read_varint(data: memoryview, offset: int) -> tuple[int, int]:
+def _read_varint(data: _Window, offset: int) -> tuple[int, int]:
     value = shift = 0
     while True:
-        byte = data[offset]
+        byte = data.byte(offset)
         value |= (byte & 0x7F) << shift
         offset += 1
         if byte < 0x80:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -21,6 +21,7 @@ from typing import Any, BinaryIO
 import xxhash
 
 from ms_resume.errors import Damaged
+from ms_resume.ondisk import sums
 from ms_resume.records import Position, TensorInfo
 
 FORMAT_VERSION = "1"
@@ -28,13 +29,17 @@ ALIGNMENT = 4096
 HEADER_LIMIT = 100_000_000
 """Readers of safetensors refuse larger headers."""
 
-_READ_SIZE = 4 << 20
+CRC_KEY = "crc_num"
+"""MindSpore's key in `__metadata__`."""
+
+_MOST_ZEROS = 1 << 30
 _ITEM_BYTES = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1,
     "U16": 2, "I16": 2, "F16": 2, "BF16": 2,
     "U32": 4, "I32": 4, "F32": 4,
     "U64": 8, "I64": 8, "F64": 8, "C64": 8,
 }  # fmt: skip  # one line per width
+_WHOLE = frozenset(dtype for dtype in _ITEM_BYTES if dtype[0] in "IU")
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,24 +175,47 @@ def read_tensor(file: BinaryIO, header: Header, name: str) -> memoryview:
     return buffer
 
 
-def check_digests(header: Header) -> Iterator[int]:
-    """Reads the data part in pieces and checks every tensor's digest; yields the bytes of each piece, for progress.
+def check_tensor(file: BinaryIO, header: Header, name: str, sinks: Iterable[sums.Sink] = ()) -> None:
+    """Reads one tensor in pieces; `sinks` take them too. Raises as `read_tensor` does."""
+    digest = xxhash.xxh3_128()
+    _feed(file, header, name, [digest.update, *sinks])
+    _check_digest(header, name, digest.hexdigest())
+
+
+def check_crc(header: Header, sinks: sums.OfTensor = lambda name: ()) -> None:
+    """Holds the tensors to the CRC that MindSpore saved, where it did; `sinks(name)` take a tensor's bytes meanwhile.
+
+    It is over each name and the tensor's bytes, by name. MindSpore feeds it `bytes(array)`, which Python answers for a
+    0-d whole number with as many zeros (2.7.1 to 2.10.0).
 
     Raises:
-        Damaged: At the first tensor whose digest does not hold; the tensor is named.
+        Damaged: It does not hold, or the file is shorter than its header says.
     """
-    with open(header.path, "rb") as file:
-        for name, info in sorted(header.tensors.items(), key=lambda item: item[1].begin):
-            file.seek(header.data_start + info.begin)
-            digest, left = xxhash.xxh3_128(), info.end - info.begin
-            while left:
-                piece = file.read(min(left, _READ_SIZE))
-                if not piece:
-                    raise _damaged(header.path, f"tensor {name!r}: ends {left} bytes early", tensor=name)
-                digest.update(piece)
-                left -= len(piece)
-                yield len(piece)
-            _check_digest(header, name, digest.hexdigest())
+    if CRC_KEY not in header.metadata:
+        return
+    crc = sums.Crc()
+    with open(header.path, "rb", buffering=0) as file:
+        for name, info in sorted(header.tensors.items()):
+            crc.update(name.encode())
+            if info.shape == () and info.dtype in _WHOLE:
+                crc.update_zeros(_as_count(header, name, read_tensor(file, header, name)))
+            else:
+                _feed(file, header, name, [crc.update, *sinks(name)])
+    if str(crc.value) != header.metadata[CRC_KEY]:
+        raise _damaged(header.path, f"its tensors have CRC {crc.value}, its header says {header.metadata[CRC_KEY]}")
+
+
+def _as_count(header: Header, name: str, data: memoryview) -> int:
+    count = int.from_bytes(data, "little", signed=header.tensors[name].dtype.startswith("I"))
+    if 0 <= count <= _MOST_ZEROS:
+        return count
+    raise _damaged(header.path, f"tensor {name!r}: it is {count}, for which MindSpore has no CRC", tensor=name)
+
+
+def _feed(file: BinaryIO, header: Header, name: str, sinks: Iterable[sums.Sink]) -> None:
+    info = header.tensors[name]
+    if left := sums.feed(file, header.data_start + info.begin, info.end - info.begin, sinks):
+        raise _damaged(header.path, f"tensor {name!r}: ends {left} bytes early", tensor=name)
 
 
 def _check_digest(header: Header, name: str, found: str) -> None:
@@ -210,7 +238,9 @@ def _parse_json(path: Path, text: bytes) -> dict[str, Any]:
 def _tensor_info(path: Path, name: str, entry: Any) -> TensorInfo:
     try:
         begin, end = entry["data_offsets"]
-        info = TensorInfo(entry["dtype"], tuple(int(size) for size in entry["shape"]), int(begin), int(end))
+        if not all(type(number) is int for number in (*entry["shape"], begin, end)):
+            raise TypeError  # 6.1 would pass for 6
+        info = TensorInfo(entry["dtype"], tuple(entry["shape"]), begin, end)
         expected = item_bytes(info.dtype) * math.prod(info.shape)
     except (KeyError, TypeError, ValueError, OverflowError):
         raise _damaged(path, f"tensor {name!r}: the header entry {entry!r} cannot be read", tensor=name) from None
