@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ms_resume.ondisk import names, payload, votes
+from ms_resume.ondisk import names, payload, seal, votes
 from ms_resume.records import Position
 
 
@@ -21,11 +21,11 @@ def vote_path(save: Path, at: str, rank: int) -> Path:
 
 
 def edit_vote(save: Path, at: str, rank: int, change: Callable[[dict[str, Any]], object]) -> None:
-    """Lets `change` work on the vote's JSON object, in place."""
+    """Lets `change` work on the vote's JSON object; its digest is right again afterwards."""
     path = vote_path(save, at, rank)
     document = json.loads(path.read_bytes())
     change(document)
-    path.write_text(json.dumps(document))
+    path.write_text(json.dumps(seal.sealed(document)))
 
 
 def flip(path: Path, offset: int, bit: int = 0) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ms_resume.errors import Damaged
-from ms_resume.ondisk import attempts, names
+from ms_resume.ondisk import attempts, names, seal
 from ms_resume.records import Attempt, DeadStock, Origin, Position
 
 
@@ -106,7 +106,7 @@ def test_a_record_survives_its_trip_to_disk(tmp_path: Path) -> None:
         label="mine",
         dead_stock=(DeadStock(Position(0, 1), (("train/rank_0/x", 5, 6),)),),
     )
-    document = {**json.loads(attempts.encode(attempt)), "of_a_later_version": 1}
+    document = seal.sealed({**json.loads(attempts.encode(attempt)), "of_a_later_version": 1})
     names.attempts(tmp_path).mkdir(parents=True)
     names.attempt_record(tmp_path, 12).write_text(json.dumps(document))
 
@@ -133,6 +133,36 @@ def test_a_broken_record_stops_everything(tmp_path: Path, content: str) -> None:
         attempts.read_all(tmp_path)
 
     assert "backup" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("there", "instead"),
+    [
+        ('"step": 5', '"step": 7'),  # what was left behind would be live again
+        ('"epoch": 0', '"epoch": 4'),
+        ('"world_size": 2', '"world_size": 3'),
+        ('"from"', '"frpm"'),
+        ('"pid": 0', '"pid": 1'),
+    ],
+)
+def test_a_changed_value_is_seen(tmp_path: Path, there: str, instead: str) -> None:
+    """It would be a record like any other."""
+    text = attempts.encode(record("7<6@0_5")).decode()
+    names.attempts(tmp_path).mkdir(parents=True)
+    names.attempt_record(tmp_path, 7).write_text(text.replace(there, instead, 1))
+    assert there in text
+
+    with pytest.raises(Damaged, match=r"000007\.json: not an attempt record \(its values have digest"):
+        attempts.read_all(tmp_path)
+
+
+def test_a_record_from_before_there_were_digests(tmp_path: Path) -> None:
+    """Is one as it stands."""
+    document = json.loads(attempts.encode(record("7<6@0_5")))
+    names.attempts(tmp_path).mkdir(parents=True)
+    names.attempt_record(tmp_path, 7).write_text(json.dumps({k: v for k, v in document.items() if k != "digest"}))
+
+    assert attempts.read_all(tmp_path) == [record("7<6@0_5")]
 
 
 def test_a_record_under_another_number_is_broken(tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ def test_a_vote_says_what_the_format_promises(tmp_path: Path) -> None:
 
     assert list(document) == [
         "format", "epoch", "step", "global_step", "steps_per_epoch", "rank", "world_size", "attempt", "files",
-        "layout", "parallel", "config", "model_config", "metrics", "tool", "created_at",
+        "layout", "parallel", "config", "model_config", "metrics", "tool", "created_at", "digest",
     ]  # fmt: skip  # one list
     assert document["format"] == "ms_resume/1"
     assert [file["role"] for file in document["files"]] == ["policy", "optimizer", "ref", "state"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -113,6 +114,28 @@ class TestOurs:
 
         assert (judged.kind, judged.ranks) == ("torn", (1,))
         assert "commits/1_0/rank_1.json" in judged.reason
+
+    @pytest.mark.parametrize("key", ["global_step", "steps_per_epoch", "epoch", "world_size"])
+    def test_a_number_that_has_changed_is_seen(self, save: Path, key: str) -> None:
+        """One digit: the vote would be one like any other."""
+        path = own_trees.vote_path(save, "1_0", 1)
+        said = json.loads(path.read_bytes())[key]
+        text = path.read_text()
+        path.write_text(text.replace(f'"{key}": {said}', f'"{key}": {said + 1}', 1))
+        assert path.read_text() != text
+
+        judged = rejection(save, "1_0")
+
+        assert (judged.kind, judged.ranks) == ("torn", (1,))
+        assert "commits/1_0/rank_1.json: not a vote (ValueError('its values have digest" in judged.reason
+
+    def test_a_vote_from_before_there_were_digests(self, save: Path) -> None:
+        """Is one as it stands."""
+        path = own_trees.vote_path(save, "1_0", 1)
+        document = json.loads(path.read_bytes())
+        path.write_text(json.dumps({key: value for key, value in document.items() if key != "digest"}))
+
+        assert isinstance(judge(save, "1_0"), Checkpoint)
 
     def test_a_vote_of_a_later_format_is_not_guessed_at(self, save: Path) -> None:
         """The reason names both formats."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ms_resume.errors import Damaged
-from ms_resume.ondisk import names
+from ms_resume.ondisk import names, seal
 from ms_resume.records import Attempt, DeadStock, Origin, Position
 
 
@@ -96,12 +96,14 @@ def document(attempt: Attempt) -> dict[str, Any]:
         {"epoch": dead.position.epoch, "step": dead.position.step, "files": [list(file) for file in dead.files]}
         for dead in attempt.dead_stock
     ]
-    return {"format": "ms_resume/1", "attempt": plain.pop("attempt"), "from": origin, **plain}
+    return seal.sealed({"format": "ms_resume/1", "attempt": plain.pop("attempt"), "from": origin, **plain})
 
 
 def _read(path: Path) -> Attempt:
     try:
-        attempt = decode(json.loads(path.read_bytes()))
+        document = json.loads(path.read_bytes())
+        seal.check(document)
+        attempt = decode(document)
         if f"{attempt.ordinal:06d}.json" != path.name:
             raise ValueError(f"it says it is attempt {attempt.attempt}")
         return attempt

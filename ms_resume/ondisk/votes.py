@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ms_resume.errors import Damaged
-from ms_resume.ondisk import names
+from ms_resume.ondisk import names, seal
 from ms_resume.records import Payload, Position, Vote
 
 FORMAT = "ms_resume/1"
@@ -20,7 +20,7 @@ def encode(vote: Vote) -> bytes:
     position = plain.pop("position")
     plain["files"] = list(plain["files"])
     document = {"format": FORMAT, "epoch": position["epoch"], "step": position["step"], **plain}
-    return json.dumps(document, indent=1, sort_keys=False).encode() + b"\n"
+    return json.dumps(seal.sealed(document), indent=1, sort_keys=False).encode() + b"\n"
 
 
 def read(path: Path) -> Vote:
@@ -41,6 +41,7 @@ def decode(path: Path, content: bytes) -> Vote:
         document = json.loads(content)
         if document["format"] != FORMAT:
             raise _damaged(path, f"format {document['format']!r}, this version reads {FORMAT!r}")
+        seal.check(document)
         vote = _vote(document)
     except (ValueError, KeyError, TypeError) as error:
         raise _damaged(path, f"not a vote ({error!r})") from None
