@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 import ms_resume
-from ms_resume.cli import locate, ls, pin, prune, repair, restore, show, unpin, verify
+from ms_resume.cli import completion, locate, ls, pin, prune, repair, restore, show, unpin, verify
 from ms_resume.errors import DiskError, MsResumeError, UsageError
 
 _COMMANDS = {
@@ -79,6 +79,12 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="ms-resume", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--version", action="version", version=f"ms-resume {ms_resume.__version__}")
+    parser.add_argument(
+        "--print-completion",
+        action=completion.Print,
+        choices=completion.SHELLS,
+        help="print a script that completes ms-resume in that shell",
+    )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, command in _COMMANDS.items():
         about = command.__doc__ or ""
