@@ -11,12 +11,14 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from runs import tiny_run
 
 import ms_resume
+from ms_resume.ondisk import attempts, names
 
 Sources = Mapping[str, str]
 """Module name to source."""
@@ -293,10 +295,24 @@ def test_importing_costs_nothing(code: str) -> None:
     assert loaded_after(code) == set()
 
 
-@pytest.mark.parametrize("words", [["ls"], ["locate", "--deep"], ["verify", "--deep", "--all"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["ls"],
+        ["locate", "--deep"],
+        ["verify", "--deep", "--all"],
+        ["repair"],
+        ["restore", "1_0"],
+        ["pin", "0_5"],
+        ["prune", "--yes"],
+    ],
+)
 def test_commands_need_neither_mindspore_nor_numpy(words: list[str], tmp_path: Path) -> None:
     """Not only when imported: when they read every byte of a checkpoint of ours, too."""
     tiny_run(tmp_path / "save").ok()
+    record = names.attempt_record(tmp_path / "save", 1)
+    ended = replace(attempts.read_all(tmp_path / "save")[0], boot_id="the one before")
+    record.write_bytes(attempts.encode(ended))  # the job was this process
     command = [words[0], str(tmp_path / "save"), *words[1:]]
 
     assert loaded_after(f"from ms_resume import cli; assert cli.main({command!r}) == 0") == set()
