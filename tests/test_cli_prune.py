@@ -161,6 +161,22 @@ def test_why_each_one_stays(tmp_path: Path, capsys: Capture, monkeypatch: pytest
     }
 
 
+def test_weights_alone(save: Path, capsys: Capture) -> None:
+    """They are counted for themselves, and go where nothing else does."""
+    for at in ("2_0", "1_5", "1_0"):
+        for rank in (0, 1):
+            own_trees.edit_vote(save, at, rank, lambda vote: vote["files"].pop(1))
+    done = act(capsys, "prune", save, "--keep-last", "2", "--json", "--yes")
+
+    assert plan(done) == {
+        "2_0": ("weights", False, "one of the newest 2 of weights alone"),
+        "1_5": ("weights", False, "one of the newest 2 of weights alone"),
+        "1_0": ("weights", True, "not one of the newest 2 of weights alone"),
+        "0_5": ("complete", False, "nothing goes while fewer than 2 are complete"),
+    }
+    assert not (save / "commits" / "1_0").exists()
+
+
 @pytest.mark.parametrize(
     ("keep_last", "gone"), [("1", [[1, 0], [0, 5]]), ("3", [[0, 5]]), ("4", []), ("0", []), ("-1", [])]
 )

@@ -100,7 +100,7 @@ def why_kept(entry: Standing, standing: Sequence[Standing], keep: Keep, pins: It
         return "pinned"
     if keep.last <= 0:
         return "all are kept"
-    if oldest is None:
+    if oldest is None and entry.state != "weights":
         return "nothing goes while fewer than 2 are complete"
     if entry.whole and entry.position in alike[:last]:
         return f"one of the newest {last} {'complete ones' if entry.complete else 'of weights alone'}"
@@ -110,7 +110,7 @@ def why_kept(entry: Standing, standing: Sequence[Standing], keep: Keep, pins: It
         return f"the best by {keep.best}"
     if entry.position in keep.always:
         return "one of the newest 2 that a resume can take: their headers are valid"
-    if entry.position < oldest or entry.whole:
+    if entry.whole or oldest is None or entry.position < oldest:
         return "a meta.json in train names it"
     return f"not older than {oldest}, the oldest of the newest {last} complete ones"
 
