@@ -10,7 +10,7 @@ Loading checks digests again, on the bytes it places.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -24,6 +24,9 @@ from ms_resume.layouts import mindrlhf
 from ms_resume.ondisk import ckpt, payload, sums
 from ms_resume.progress import Progress
 from ms_resume.records import Checkpoint, Found, Payload, Rejection
+
+_NO_WEIGHTS = frozenset((*mindrlhf.POSITION_TENSORS, "global_step"))
+"""What policy and optimizer files hold beside their tensors, and a reference does not."""
 
 _BATCH_BYTES = 8 << 20
 """Of tensors of one file, which one thread reads one after the other."""
@@ -62,12 +65,14 @@ def check(
     mixed: list[Finding] = []
     with sums.threads() as threads:
         policy: _Reading | None = None
-        for reading in _Reader(checkpoint, threads, finite, progress or (lambda count: None)).read_all():
+        reader = _Reader(checkpoint, threads, finite, progress or (lambda count: None))
+        for reading in reader.read_all():
             findings += reading.findings()
             if reading.file.role == "policy":
                 policy = reading
             elif reading.file.role == "optimizer" and policy and not checkpoint.votes:
                 mixed += _mixed_generations(reading, policy)
+    findings += _without_crc(reader.has_crc) if not checkpoint.votes else []
     return findings if any(finding.kind == "damaged" for finding in findings) else mixed + findings
 
 
@@ -140,9 +145,12 @@ _Source = payload.Header | ckpt.Contents
 
 def _open(checkpoint: Checkpoint, file: Found) -> _Source:
     """What a payload says of itself. Raises Damaged where it is not the file that it should be."""
-    if file.path.suffix == ".ckpt":
-        return ckpt.read(file.path)
-    return header_as_voted(file.path, _named(checkpoint, file)) if checkpoint.votes else payload.read_header(file.path)
+    if checkpoint.votes and file.path.suffix != ".ckpt":
+        return header_as_voted(file.path, _named(checkpoint, file))
+    source = ckpt.read(file.path) if file.path.suffix == ".ckpt" else payload.read_header(file.path)
+    if file.role == "ref" and not checkpoint.votes and (strangers := _NO_WEIGHTS & source.tensors.keys()):
+        raise Damaged(f"{file.path}: holds {', '.join(sorted(strangers))}, so it is another role's file")
+    return source
 
 
 def _failure(file: Found, work: Callable[..., object], *arguments: Any) -> list[Finding]:
@@ -188,6 +196,7 @@ class _Reader:
     threads: sums.Threads
     finite: bool
     tell: Progress
+    has_crc: dict[Found, bool] = field(default_factory=dict)
 
     def read_all(self) -> Iterator[_Reading]:
         """In order. No more files are open than keep all threads at work."""
@@ -206,11 +215,14 @@ class _Reader:
         def sinks(name: str) -> list[sums.Sink]:
             return [*each, *reading.sinks(name, source.tensors[name].dtype)]
 
+        self.has_crc[reading.file] = (
+            source.has_crc if isinstance(source, ckpt.Contents) else payload.CRC_KEY in source.metadata
+        )
         if isinstance(source, ckpt.Contents):
             expected = _named(self.checkpoint, reading.file) if self.checkpoint.votes else None
             work = partial(_failure, reading.file, _check_ckpt, source, expected, each, sinks)
             reading.parts.append(self.threads.submit(work))
-        elif payload.CRC_KEY in source.metadata:
+        elif self.has_crc[reading.file]:
             work = partial(_failure, reading.file, payload.check_crc, source, sinks)
             reading.parts.append(self.threads.submit(work))
         else:
@@ -260,6 +272,15 @@ def _check_ckpt(
         ckpt.compare_crc(contents.path, crc.value, contents.crc)
 
 
+def _without_crc(has_crc: Mapping[Found, bool]) -> Iterator[Finding]:
+    """A job saves all files of a position with a CRC, or none. A `.ckpt` that was cut where a record ends parses."""
+    known = {(names_position(file.path), file.path.suffix) for file, has in has_crc.items() if has}
+    for file, has in has_crc.items():
+        if not has and (names_position(file.path), file.path.suffix) in known:
+            reason = f"{file.path}: has no CRC, other files of its position have one: its end is lost"
+            yield Finding(str(file.path), file.rank, file.role, reason)
+
+
 def _not_finite(file: Found, name: str, count: sums.NotFinite) -> Finding:
     reason = f"{file.path}: tensor {name!r}: {count.nan} NaN and {count.infinite} infinite values"
     return Finding(str(file.path), file.rank, file.role, reason, name, "not finite")
@@ -270,9 +291,7 @@ def _mixed_generations(optimizer: _Reading, policy: _Reading) -> Iterator[Findin
     for name in sorted(policy.digests.keys() & optimizer.digests.keys()):
         if policy.digests[name].digest() != optimizer.digests[name].digest():
             path = str(optimizer.file.path)
-            reason = (
-                f"{path}: weight {name!r} differs from the one in {policy.file.path.name}: two generations mixed, or "
-                "one of them damaged"
-            )
+            differs = f"weight {name!r} differs from the policy file's"
+            reason = f"{path}: {differs}: two generations mixed, or one of the files is damaged"
             yield Finding(path, optimizer.file.rank, "optimizer", reason, name)
             return

@@ -19,7 +19,7 @@ import stock_trees
 from runs import tiny_run
 
 from ms_resume import locate, verify, write
-from ms_resume.ondisk import names, payload, sums
+from ms_resume.ondisk import ckpt, names, payload, sums
 from ms_resume.records import Checkpoint, Position
 from ms_resume.settings import Settings
 from ms_resume.state import Arrays, read_all
@@ -380,3 +380,33 @@ class TestStock:
         path.write_bytes(path.read_bytes()[:-1])
 
         assert [(f.rank, f.role) for f in verify.check(checkpoint)] == [(1, "ref")]
+
+    @pytest.mark.parametrize("role", ["policy", "optimizer"])
+    def test_another_role_under_the_name_of_a_reference(self, save: Path, role: str) -> None:
+        """It parses, and its weights have the right names: what else it holds tells."""
+        checkpoint = newest(save)
+        path = stock_trees.payload_path(save, "ref", 0, (0, 10))
+        path.unlink()
+        shutil.copyfile(stock_trees.payload_path(save, role, 0, (0, 10)), path)
+        [finding] = verify.check(checkpoint)
+
+        assert (finding.rank, finding.role) == (0, "ref")
+        assert "so it is another role's file" in finding.reason
+
+    def test_a_reference_that_has_lost_its_crc(self, save: Path) -> None:
+        """A `.ckpt` that was cut where a record ends parses, and nothing says how many parameters it should hold."""
+        for role in stock_trees.DIRECTORIES:
+            for rank in (0, 1):
+                path = stock_trees.payload_path(save, role, rank, (0, 10))
+                arrays = read_all(Arrays(stock_trees.tensors(role, rank, (0, 10))))
+                content = b"".join(ckpt.encode((name, tensor.info, tensor.data) for name, tensor in arrays.items()))
+                path.with_suffix(".ckpt").write_bytes(content)
+                path.unlink()
+        assert verify.check(newest(save), deep=True) == []
+        path = stock_trees.payload_path(save, "ref", 1, (0, 10)).with_suffix(".ckpt")
+        path.write_bytes(path.read_bytes()[:-17])
+
+        [finding] = verify.check(newest(save), deep=True)
+
+        assert (finding.rank, finding.role, finding.path) == (1, "ref", str(path))
+        assert "has no CRC, other files of its position have one" in finding.reason

@@ -107,7 +107,7 @@ def _read(path: Path) -> Attempt:
         if f"{attempt.ordinal:06d}.json" != path.name:
             raise ValueError(f"it says it is attempt {attempt.attempt}")
         return attempt
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise Damaged(
             f"{path}: not an attempt record ({error}), so it cannot be said which checkpoints are live",
             hint="restore that file from a backup, or move it away to return to the attempt before it",

@@ -36,7 +36,7 @@ def read(rank_dir: Path) -> Meta:
     try:
         document, end = json.JSONDecoder().raw_decode(text)
         epoch, step, file = document["last_epoch"], document["last_step"], document["last_ckpt_file"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return Meta(None, trouble="torn")
     if type(epoch) is not int or type(step) is not int or type(file) is not str:
         return Meta(None, trouble="its values have the wrong types")

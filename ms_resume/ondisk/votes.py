@@ -32,7 +32,7 @@ def author(path: Path) -> str:
     """The attempt that cast a vote, wherever the file lies now. Raises as `read` does."""
     try:
         return _vote(json.loads(path.read_bytes())).attempt
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise _damaged(path, f"not a vote ({error!r})") from None
 
 
@@ -43,7 +43,7 @@ def decode(path: Path, content: bytes) -> Vote:
             raise _damaged(path, f"format {document['format']!r}, this version reads {FORMAT!r}")
         seal.check(document)
         vote = _vote(document)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise _damaged(path, f"not a vote ({error!r})") from None
     _check_place(path, vote)
     return vote
