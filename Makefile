@@ -6,7 +6,7 @@ export VENV ?= $(CURDIR)/.venv
 RUN = PATH="$(VENV)/bin:$$PATH"
 SCRIPTS := .ci/run $(wildcard launch/*.sh scripts/*.sh)
 
-.PHONY: help setup demo kills faults faults-peers bench-save test lint format clean distclean
+.PHONY: help setup demo kills faults damage faults-peers bench-save test lint format clean distclean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -22,6 +22,9 @@ kills: setup ## the default run with five random SIGKILLs, compared with an undi
 
 faults: setup ## the fault campaign: dying, failing, racing, losing power at every point of a save; forty minutes
 	cd tests && $(RUN) python -m faults $(ARGS)
+
+damage: setup ## the damage campaign: bits, pages, cuts, swaps, stale files; all found, no false alarm; two minutes
+	cd tests && $(RUN) python -m damage $(ARGS)
 
 # In an environment of its own, of 4 GB: what it compares with is in the extra `bench`.
 faults-peers: export VENV = $(CURDIR)/.venv-bench
