@@ -25,7 +25,7 @@ def edit_vote(save: Path, at: str, rank: int, change: Callable[[dict[str, Any]],
     path = vote_path(save, at, rank)
     document = json.loads(path.read_bytes())
     change(document)
-    path.write_text(json.dumps(seal.sealed(document)))
+    path.write_bytes(seal.encode(document))
 
 
 def flip(path: Path, offset: int, bit: int = 0) -> None:

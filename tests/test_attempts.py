@@ -106,9 +106,9 @@ def test_a_record_survives_its_trip_to_disk(tmp_path: Path) -> None:
         label="mine",
         dead_stock=(DeadStock(Position(0, 1), (("train/rank_0/x", 5, 6),)),),
     )
-    document = seal.sealed({**json.loads(attempts.encode(attempt)), "of_a_later_version": 1})
+    document = {**json.loads(attempts.encode(attempt)), "of_a_later_version": 1}
     names.attempts(tmp_path).mkdir(parents=True)
-    names.attempt_record(tmp_path, 12).write_text(json.dumps(document))
+    names.attempt_record(tmp_path, 12).write_bytes(seal.encode(document))
 
     assert attempts.read_all(tmp_path) == [attempt]
     assert document["from"] == {"epoch": 1, "step": 2, "attempt": name("11"), "save": "/other"}
@@ -152,7 +152,7 @@ def test_a_changed_value_is_seen(tmp_path: Path, there: str, instead: str) -> No
     names.attempt_record(tmp_path, 7).write_text(text.replace(there, instead, 1))
     assert there in text
 
-    with pytest.raises(Damaged, match=r"000007\.json: not an attempt record \(its values have digest"):
+    with pytest.raises(Damaged, match=r"000007\.json: not an attempt record \(its bytes have digest"):
         attempts.read_all(tmp_path)
 
 

@@ -231,7 +231,7 @@ def votes_and_records(text: str) -> list[str]:
     file = Payload("policy", "p", 1, "d", "000001-0")
     vote = json.loads(votes.encode(Vote(Position(0, 1), 1, 10, 0, 1, "000001-0", (file,))))
     origin = Origin(Position(0, 1), None)
-    record = attempts.document(Attempt("000001-0", origin, 1, dead_stock=(DeadStock(Position(0, 2), ()),)))
+    record = json.loads(attempts.encode(Attempt("000001-0", origin, 1, dead_stock=(DeadStock(Position(0, 2), ()),))))
     mark = payload.Mark("000001-0", Position(0, 1), 0, "state")
     metadata = json.loads(payload.header_block({}, {}, mark, {"a": {}})[8:])["__metadata__"]
     found = complain("vote key", first_cells(section(text, "A vote")), {*vote, *vote["files"][0]})

@@ -127,7 +127,7 @@ class TestOurs:
         judged = rejection(save, "1_0")
 
         assert (judged.kind, judged.ranks) == ("torn", (1,))
-        assert "commits/1_0/rank_1.json: not a vote (ValueError('its values have digest" in judged.reason
+        assert "commits/1_0/rank_1.json: not a vote (ValueError('its bytes have digest" in judged.reason
 
     def test_a_vote_from_before_there_were_digests(self, save: Path) -> None:
         """Is one as it stands."""

@@ -5,7 +5,6 @@ Going back is one new record, not many renames. The newest record owns the direc
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -82,7 +81,7 @@ def line_of(records: Sequence[Attempt]) -> Line:
 
 
 def encode(attempt: Attempt) -> bytes:
-    return json.dumps(document(attempt), indent=1).encode() + b"\n"
+    return seal.encode(document(attempt))
 
 
 def document(attempt: Attempt) -> dict[str, Any]:
@@ -96,14 +95,12 @@ def document(attempt: Attempt) -> dict[str, Any]:
         {"epoch": dead.position.epoch, "step": dead.position.step, "files": [list(file) for file in dead.files]}
         for dead in attempt.dead_stock
     ]
-    return seal.sealed({"format": "ms_resume/1", "attempt": plain.pop("attempt"), "from": origin, **plain})
+    return {"format": "ms_resume/1", "attempt": plain.pop("attempt"), "from": origin, **plain}
 
 
 def _read(path: Path) -> Attempt:
     try:
-        document = json.loads(path.read_bytes())
-        seal.check(document)
-        attempt = decode(document)
+        attempt = decode(seal.decode(path.read_bytes()))
         if f"{attempt.ordinal:06d}.json" != path.name:
             raise ValueError(f"it says it is attempt {attempt.attempt}")
         return attempt

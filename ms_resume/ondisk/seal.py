@@ -1,6 +1,8 @@
-"""The digest that a vote and an attempt record carry of themselves: without it a flipped bit in a number is a number.
+"""Votes and attempt records as JSON that ends with its own digest: without it a flipped bit in a number is a number.
 
-It is over the values, as canonical JSON, and not over the bytes of the file.
+    { all keys but the last, "digest": "xxh3-128 of every byte before the comma" }
+
+It is over bytes, because a start reads as many votes as there are ranks.
 """
 
 from __future__ import annotations
@@ -12,19 +14,20 @@ from typing import Any
 from ms_resume.ondisk import payload
 
 KEY = "digest"
+_LAST = f',\n "{KEY}": "'.encode()
 
 
-def sealed(document: Mapping[str, Any]) -> dict[str, Any]:
-    """The document with its digest."""
-    return {**document, KEY: _digest(json.loads(json.dumps(document)))}
+def encode(document: Mapping[str, Any]) -> bytes:
+    body = json.dumps({key: document[key] for key in document if key != KEY}, indent=1).encode().removesuffix(b"\n}")
+    return body + _LAST + payload.digest_of(body).encode() + b'"\n}\n'
 
 
-def check(document: Mapping[str, Any]) -> None:
-    """Raises ValueError where the digest is not that of the rest. What was written before there were any has none."""
-    if KEY in document and (found := _digest(document)) != document[KEY]:
-        raise ValueError(f"its values have digest {found}, it says {document[KEY]}")
-
-
-def _digest(document: Mapping[str, Any]) -> str:
-    rest = {key: value for key, value in document.items() if key != KEY}
-    return payload.digest_of(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode())
+def decode(content: bytes) -> Any:
+    """The JSON of a file. Raises ValueError where it is none, or was changed; one from before there were digests has
+    none, and is taken as it stands."""
+    document = json.loads(content)
+    if isinstance(document, dict) and KEY in document:
+        found = payload.digest_of(content.rpartition(_LAST)[0])
+        if found != document[KEY]:
+            raise ValueError(f"its bytes have digest {found}, it says {document[KEY]}")
+    return document

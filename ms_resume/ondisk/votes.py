@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -20,7 +19,7 @@ def encode(vote: Vote) -> bytes:
     position = plain.pop("position")
     plain["files"] = list(plain["files"])
     document = {"format": FORMAT, "epoch": position["epoch"], "step": position["step"], **plain}
-    return json.dumps(seal.sealed(document), indent=1, sort_keys=False).encode() + b"\n"
+    return seal.encode(document)
 
 
 def read(path: Path) -> Vote:
@@ -31,17 +30,16 @@ def read(path: Path) -> Vote:
 def author(path: Path) -> str:
     """The attempt that cast a vote, wherever the file lies now. Raises as `read` does."""
     try:
-        return _vote(json.loads(path.read_bytes())).attempt
+        return _vote(seal.decode(path.read_bytes())).attempt
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise _damaged(path, f"not a vote ({error!r})") from None
 
 
 def decode(path: Path, content: bytes) -> Vote:
     try:
-        document = json.loads(content)
+        document = seal.decode(content)
         if document["format"] != FORMAT:
             raise _damaged(path, f"format {document['format']!r}, this version reads {FORMAT!r}")
-        seal.check(document)
         vote = _vote(document)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise _damaged(path, f"not a vote ({error!r})") from None

@@ -213,7 +213,7 @@ def sealed_value(tree: Tree, content: bytes, chance: random.Random) -> bytes:
     places = [*named, *((document, key) for key in ("epoch", "step", "rank", "attempt"))]
     above, key = chance.choice(places)
     above[key] = _another(above[key], chance)
-    return json.dumps(seal.sealed(document), indent=1).encode()
+    return seal.encode(document)
 
 
 def without_a_key(tree: Tree, content: bytes, chance: random.Random) -> bytes:
