@@ -130,7 +130,7 @@ def _say_missing(survey: Survey, role: str, missing: tuple[int, ...]) -> str:
         return f"no {names.DIRECTORIES[role]} directory"
     instead: dict[tuple[Position, ...], list[int]] = {}
     for rank in missing:
-        have = tuple(sorted(p for p, files in survey.payloads.items() if (role, rank) in files))
+        have = tuple(sorted(survey.payloads.of(role, rank)))
         instead.setdefault(have, []).append(rank)
     parts = [f"rank {in_ranges(ranks)} has {', '.join(map(str, p)) or 'none'}" for p, ranks in instead.items()]
     return f"{role}: " + "; ".join(parts[:8]) + ("; ..." if len(parts) > 8 else "")

@@ -6,6 +6,7 @@ Live: its attempt is on the line of the newest attempt record.
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
@@ -20,15 +21,17 @@ NAME = "ms_resume"
 
 
 def claims(survey: Survey, position: Position) -> bool:
-    files = survey.payloads.get(position, {})
-    if position in survey.voted and (not files or votes.any_in(names.vote_dir(survey.save, position))):
+    there = position in survey.payloads
+    if position in survey.voted and (not there or votes.any_in(names.vote_dir(survey.save, position))):
         return True
+    files = survey.payloads[position] if there else {}
     if any(has_mark(path) for path in files.values()):
         return True
     # A `.ckpt` cannot carry our mark: where we have been at work, it is stock's only if stock's own records name it,
     # or one of ours says that an attempt started from it.
-    stock = survey.line.starts_from_stock(position) or _named_by_every_meta(survey, position)
-    return survey.has_commits and _only_ckpt(files.values()) and not stock
+    if not survey.has_commits or not _only_ckpt(files.values()):
+        return False
+    return not (survey.line.starts_from_stock(position) or _named_by_every_meta(survey, position))
 
 
 def judge(survey: Survey, position: Position) -> Checkpoint | Rejection:
@@ -130,7 +133,7 @@ def _check_files(save: Path, position: Position, group: Mapping[int, Vote]) -> R
 
 def _check_file(save: Path, file: Payload) -> tuple[str, str] | None:
     try:
-        size = (save / file.path).stat().st_size
+        size = os.stat(f"{save}/{file.path}").st_size
     except FileNotFoundError:
         return "torn", f"{file.path}: missing, the vote names it"
     if size != file.bytes:

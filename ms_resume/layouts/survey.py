@@ -1,12 +1,16 @@
 """What lies in a save directory, by name: read once, then shared by the layouts that judge it.
 
 Only directories are listed here; no file is opened but the attempt records. Nothing is written.
+
+Each rank's directories are listed, because a newer position, torn or stock's, may lie in any of them. A checkpoint that
+nobody asks about costs its names in these lists and no more: ranks that hold the same positions share one entry, and
+paths are made for a position when somebody looks at it.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,13 +22,55 @@ from ms_resume.records import Attempt, Position
 Files = Mapping[tuple[str, int], Path]
 """(role, rank) to the payload of one position."""
 
+Endings = Mapping[Position, str]
+"""What one rank has of one role: position to the end of the file's name, `0_5.safetensors`."""
+
+
+class Payloads(Mapping[Position, Files]):
+    """Every file with a payload's name, by position."""
+
+    def __init__(self, roots: Mapping[str, Path], held: Mapping[tuple[str, int], Endings]) -> None:
+        self._roots = roots
+        self._held = held
+        self._positions = _positions(held.values())
+        self._looked_at: dict[Position, Files] = {}
+
+    def __getitem__(self, position: Position) -> Files:
+        if position not in self._positions:
+            raise KeyError(position)
+        if position not in self._looked_at:
+            self._looked_at[position] = {
+                (role, rank): self._roots[role] / f"rank_{rank}" / (names.payload_start(role, rank) + endings[position])
+                for (role, rank), endings in self._held.items()
+                if position in endings
+            }
+        return self._looked_at[position]
+
+    def __contains__(self, position: object) -> bool:
+        return position in self._positions
+
+    def __iter__(self) -> Iterator[Position]:
+        return iter(self._positions)
+
+    def __len__(self) -> int:
+        return len(self._positions)
+
+    def of(self, role: str, rank: int) -> Collection[Position]:
+        """The positions that one rank has a payload of."""
+        return self._held.get((role, rank), {}).keys()
+
+    def below(self, directory: Path) -> Collection[Position]:
+        """The positions that have a payload below `directory`."""
+        roles = {role for role, root in self._roots.items() if root.is_relative_to(directory)}
+        return _positions(endings for (role, _), endings in self._held.items() if role in roles)
+
 
 @dataclass(frozen=True)
 class Survey:
-    """`payloads` has every file with a payload's name; `voted` the positions that have a vote directory."""
+    """What was there when it was taken; `voted` are the positions that have a vote directory."""
 
     save: Path
-    payloads: Mapping[Position, Files]
+    payloads: Payloads
     ranks: Mapping[str, tuple[int, ...]]
     voted: frozenset[Position]
     deleted: frozenset[Position]
@@ -41,19 +87,16 @@ class Survey:
     def line(self) -> attempts.Line:
         return attempts.line_of(self.records)
 
-    def _here(self, files: Files) -> bool:
-        """A reference that is kept elsewhere is no position of this directory."""
-        return any(path.is_relative_to(self.save) for path in files.values())
-
-    @property
+    @cached_property
     def positions(self) -> list[Position]:
-        """Newest first; stock code's final (epochs, steps per epoch) counts as (epochs, 0)."""
-        found = {p for p, files in self.payloads.items() if self._here(files)} | self.voted
+        """Newest first; stock code's final (epochs, steps per epoch) counts as (epochs, 0). A reference that is kept
+        elsewhere is no position of this directory."""
 
-        def meant(position: Position) -> Position:
-            return position if position in self.voted else position.normal(self.steps_per_epoch)
+        def age(position: Position) -> tuple[int, ...]:
+            meant = position if position in self.voted else position.normal(self.steps_per_epoch)
+            return meant.epoch, meant.step, position.epoch, position.step
 
-        return sorted(found, key=lambda p: (meant(p), p), reverse=True)
+        return sorted(self.voted.union(self.payloads.below(self.save)), key=age, reverse=True)
 
 
 def take(save: Path, ref_dir: Path | None = None, steps_per_epoch: int | None = None) -> Survey:
@@ -70,16 +113,14 @@ def take(save: Path, ref_dir: Path | None = None, steps_per_epoch: int | None = 
     if not save.is_dir():
         what = "is a file" if save.exists() else "does not exist"
         raise UsageError(f"{save}: {what}, expected a save directory", hint="check the path", path=str(save))
-    payloads: dict[Position, dict[tuple[str, int], Path]] = {}
-    ranks: dict[str, tuple[int, ...]] = {}
-    for role, directory in names.DIRECTORIES.items():
-        root = ref_dir if role == "ref" and ref_dir is not None else save / directory
-        ranks[role] = _add_role(payloads, role, root)
+    roots = {role: save / directory for role, directory in names.DIRECTORIES.items()}
+    roots |= {"ref": ref_dir} if ref_dir is not None else {}
+    ranks = {role: _ranks(root) for role, root in roots.items()}
     committed = _listing(names.commits(save))
     voted = frozenset(p for name in committed if (p := names.parse_vote_dir(name)))
     return Survey(
         save=save,
-        payloads=payloads,
+        payloads=Payloads(roots, _held(roots, ranks)),
         ranks=ranks,
         voted=voted,
         deleted=frozenset(p for name in committed if (p := names.parse_deleted_dir(name))),
@@ -89,15 +130,28 @@ def take(save: Path, ref_dir: Path | None = None, steps_per_epoch: int | None = 
     )
 
 
-def _add_role(payloads: dict[Position, dict[tuple[str, int], Path]], role: str, root: Path) -> tuple[int, ...]:
-    ranks = sorted(rank for name in _listing(root) if (rank := names.parse_rank_dir(name)) is not None)
-    for rank in ranks:
-        directory = root / f"rank_{rank}"
-        for name in _listing(directory):
-            parsed = names.parse_payload(name)
-            if parsed and parsed.prefix == names.PREFIXES[role] and parsed.rank == rank:
-                payloads.setdefault(parsed.position, {})[role, rank] = directory / name
-    return tuple(ranks)
+def _ranks(root: Path) -> tuple[int, ...]:
+    return tuple(sorted(rank for name in _listing(root) if (rank := names.parse_rank_dir(name)) is not None))
+
+
+def _held(roots: Mapping[str, Path], ranks: Mapping[str, tuple[int, ...]]) -> dict[tuple[str, int], Endings]:
+    """What each rank has of each role. Of two files at one position the safetensors counts."""
+    shared: dict[frozenset[str], Endings] = {}
+    held = {}
+    for role, root in roots.items():
+        for rank in ranks[role]:
+            start = names.payload_start(role, rank)
+            listed = _listing(f"{root}/rank_{rank}")
+            ends = frozenset([name[len(start) :] for name in listed if name.startswith(start)])
+            if ends not in shared:
+                shared[ends] = {p: end for end in sorted(ends) if (p := names.parse_payload_end(role, rank, end))}
+            held[role, rank] = shared[ends]
+    return held
+
+
+def _positions(held: Iterable[Endings]) -> frozenset[Position]:
+    """Each shared entry is counted once."""
+    return frozenset().union(*{id(endings): endings for endings in held}.values())
 
 
 def _steps_per_epoch(save: Path, voted: frozenset[Position]) -> int | None:
@@ -108,7 +162,7 @@ def _steps_per_epoch(save: Path, voted: frozenset[Position]) -> int | None:
     return None
 
 
-def _listing(path: Path) -> list[str]:
+def _listing(path: str | Path) -> list[str]:
     try:
         return os.listdir(path)
     except (FileNotFoundError, NotADirectoryError):

@@ -47,7 +47,18 @@ def rank_dir(save: Path, role: str, rank: int) -> Path:
 
 
 def payload(save: Path, role: str, rank: int, position: Position, file_format: str = "safetensors") -> Path:
-    return rank_dir(save, role, rank) / f"{PREFIXES[role]}_rank_{rank}-{position}.{file_format}"
+    return rank_dir(save, role, rank) / f"{payload_start(role, rank)}{position}.{file_format}"
+
+
+def payload_start(role: str, rank: int) -> str:
+    """How the names of all payloads of one rank and role begin."""
+    return f"{PREFIXES[role]}_rank_{rank}-"
+
+
+def parse_payload_end(role: str, rank: int, end: str) -> Position | None:
+    """The position in what follows `payload_start`; it is the same for every role and rank."""
+    parsed = parse_payload(payload_start(role, rank) + end)
+    return parsed.position if parsed and (parsed.prefix, parsed.rank) == (PREFIXES[role], rank) else None
 
 
 def parse_payload(name: str) -> PayloadName | None:
