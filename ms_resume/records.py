@@ -176,7 +176,7 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A position that is whole: every rank, every role. `votes` is empty for a foreign layout."""
+    """A position that is whole: every rank, every role. `votes` has that of rank R at R; none of a foreign layout."""
 
     save: Path
     layout: str

@@ -116,8 +116,7 @@ def header_as_voted(path: Path, expected: Payload) -> payload.Header:
 
 
 def _named(checkpoint: Checkpoint, file: Found) -> Payload:
-    vote = next(vote for vote in checkpoint.votes if vote.rank == file.rank)
-    named = vote.file(file.role)
+    named = checkpoint.votes[file.rank].file(file.role)
     assert named is not None  # the files of a checkpoint of ours come from its votes
     return named
 

@@ -183,6 +183,16 @@ class TestOurs:
         assert isinstance(judged, Checkpoint)
         assert "votes that belong to another save are ignored: rank 2" in judged.warnings[0]
 
+    def test_a_vote_of_a_rank_that_the_job_did_not_have_is_ignored(self, save: Path) -> None:
+        """Rank 2 of 2: what it names is no part of the checkpoint."""
+        own_trees.vote_path(save, "1_0", 2).write_bytes(own_trees.vote_path(save, "1_0", 1).read_bytes())
+        own_trees.edit_vote(save, "1_0", 2, lambda vote: vote.update(rank=2))
+
+        judged = judge(save, "1_0")
+
+        assert isinstance(judged, Checkpoint)
+        assert ([vote.rank for vote in judged.votes], {file.rank for file in judged.files}) == ([0, 1], {0, 1})
+
     def test_temp_files_and_backups_are_nothing(self, save: Path) -> None:
         """Names that only look like checkpoints make no position and hide none."""
         before = survey.take(save).positions

@@ -48,18 +48,15 @@ def judge(survey: Survey, position: Position) -> Checkpoint | Rejection:
         return Rejection(position, "torn", _missing(missing, world_size, attempt, damaged), missing, attempt)
     if rejection := _check_files(survey.save, position, group):
         return replace(rejection, attempt=attempt)
+    counted = tuple(group[rank] for rank in range(world_size))
     return Checkpoint(
         save=survey.save,
         layout=NAME,
         position=position,
         world_size=world_size,
-        files=tuple(
-            Found(rank, file.role, survey.save / file.path)
-            for rank, vote in sorted(group.items())
-            for file in vote.files
-        ),
+        files=tuple(Found(vote.rank, file.role, survey.save / file.path) for vote in counted for file in vote.files),
         attempt=attempt,
-        votes=tuple(vote for _, vote in sorted(group.items())),
+        votes=counted,
         warnings=_strangers(position, found, group),
     )
 
