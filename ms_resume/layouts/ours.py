@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ms_resume.errors import Damaged
 from ms_resume.layouts.survey import Survey
-from ms_resume.ondisk import meta, names, payload, votes
+from ms_resume.ondisk import abreast, meta, names, payload, votes
 from ms_resume.records import Checkpoint, Found, Payload, Position, Rejection, Vote, in_ranges
 
 NAME = "ms_resume"
@@ -120,11 +120,12 @@ def _largest_group(survey: Survey, found: Mapping[int, Vote]) -> tuple[tuple[str
 
 
 def _check_files(save: Path, position: Position, group: Mapping[int, Vote]) -> Rejection | None:
-    for rank, vote in sorted(group.items()):
-        for file in vote.files:
-            if trouble := _check_file(save, file):
-                kind, reason = trouble
-                return Rejection(position, kind, reason, (rank,))
+    named = [(rank, file) for rank, vote in sorted(group.items()) for file in vote.files]
+    troubles = abreast.each(lambda of_rank: _check_file(save, of_rank[1]), named, save)
+    for (rank, _), trouble in zip(named, troubles, strict=True):
+        if trouble:
+            kind, reason = trouble
+            return Rejection(position, kind, reason, (rank,))
     return None
 
 

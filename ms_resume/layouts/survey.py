@@ -16,7 +16,7 @@ from functools import cached_property
 from pathlib import Path
 
 from ms_resume.errors import UsageError
-from ms_resume.ondisk import attempts, names, votes
+from ms_resume.ondisk import abreast, attempts, names, votes
 from ms_resume.records import Attempt, Position
 
 Files = Mapping[tuple[str, int], Path]
@@ -120,7 +120,7 @@ def take(save: Path, ref_dir: Path | None = None, steps_per_epoch: int | None = 
     voted = frozenset(p for name in committed if (p := names.parse_vote_dir(name)))
     return Survey(
         save=save,
-        payloads=Payloads(roots, _held(roots, ranks)),
+        payloads=Payloads(roots, _held(save, roots, ranks)),
         ranks=ranks,
         voted=voted,
         deleted=frozenset(p for name in committed if (p := names.parse_deleted_dir(name))),
@@ -134,18 +134,23 @@ def _ranks(root: Path) -> tuple[int, ...]:
     return tuple(sorted(rank for name in _listing(root) if (rank := names.parse_rank_dir(name)) is not None))
 
 
-def _held(roots: Mapping[str, Path], ranks: Mapping[str, tuple[int, ...]]) -> dict[tuple[str, int], Endings]:
+def _held(
+    save: Path, roots: Mapping[str, Path], ranks: Mapping[str, tuple[int, ...]]
+) -> dict[tuple[str, int], Endings]:
     """What each rank has of each role. Of two files at one position the safetensors counts."""
+
+    def ends_of(place: tuple[str, int]) -> frozenset[str]:
+        role, rank = place
+        start, listed = names.payload_start(role, rank), _listing(f"{roots[role]}/rank_{rank}")
+        return frozenset([name[len(start) :] for name in listed if name.startswith(start)])
+
     shared: dict[frozenset[str], Endings] = {}
+    places = [(role, rank) for role in roots for rank in ranks[role]]
     held = {}
-    for role, root in roots.items():
-        for rank in ranks[role]:
-            start = names.payload_start(role, rank)
-            listed = _listing(f"{root}/rank_{rank}")
-            ends = frozenset([name[len(start) :] for name in listed if name.startswith(start)])
-            if ends not in shared:
-                shared[ends] = {p: end for end in sorted(ends) if (p := names.parse_payload_end(role, rank, end))}
-            held[role, rank] = shared[ends]
+    for place, ends in zip(places, abreast.each(ends_of, places, save), strict=True):
+        if ends not in shared:
+            shared[ends] = {p: end for end in sorted(ends) if (p := names.parse_payload_end(*place, end))}
+        held[place] = shared[ends]
     return held
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from ms_resume.errors import Damaged
-from ms_resume.ondisk import names, seal
+from ms_resume.ondisk import abreast, names, seal
 from ms_resume.records import Payload, Position, Vote
 
 FORMAT = "ms_resume/1"
@@ -83,28 +84,32 @@ def read_all(directory: Path, limit: int | None = None) -> tuple[dict[int, Vote]
     Args:
         limit: Read no more than so many files.
     """
-    votes, damaged = {}, []
-    try:
-        entries = sorted(path for path in directory.iterdir() if names.parse_vote(path.name) is not None)
-    except FileNotFoundError:
-        return {}, []
-    for path in entries[:limit]:
-        try:
-            vote = read(path)
-            votes[vote.rank] = vote
-        except Damaged as error:
-            damaged.append(error)
-        except FileNotFoundError:
-            continue  # retracted while the directory was read
-    return votes, damaged
+    ranks = sorted(_ranks(directory))[:limit]
+    found = list(abreast.each(lambda rank: _read_or_say(directory / f"rank_{rank}.json"), ranks, directory))
+    return {vote.rank: vote for vote in found if isinstance(vote, Vote)}, [e for e in found if isinstance(e, Damaged)]
 
 
 def any_in(directory: Path) -> bool:
     """Whether a vote lies there; a save that died leaves an empty directory."""
+    return any(True for _ in _ranks(directory))
+
+
+def _read_or_say(path: Path) -> Vote | Damaged | None:
+    """None where it was retracted while the directory was read."""
     try:
-        return any(names.parse_vote(path.name) is not None for path in directory.iterdir())
+        return read(path)
+    except Damaged as error:
+        return error
     except FileNotFoundError:
-        return False
+        return None
+
+
+def _ranks(directory: Path) -> Iterator[int]:
+    try:
+        listed = os.listdir(directory)
+    except FileNotFoundError:
+        return iter(())
+    return (rank for name in listed if (rank := names.parse_vote(name)) is not None)
 
 
 def _damaged(path: Path, reason: str) -> Damaged:
