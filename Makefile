@@ -6,7 +6,7 @@ export VENV ?= $(CURDIR)/.venv
 RUN = PATH="$(VENV)/bin:$$PATH"
 SCRIPTS := .ci/run $(wildcard launch/*.sh scripts/*.sh)
 
-.PHONY: help setup demo kills faults damage faults-peers bench-save test lint format clean distclean
+.PHONY: help setup demo kills faults damage faults-peers bench-save bench-locate test lint format clean distclean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -37,6 +37,9 @@ bench-save: export VENV = $(CURDIR)/.venv-bench
 bench-save: ## how fast a save is, beside the raw disk and other tools; about half an hour
 	@EXTRAS=bench scripts/setup_venv.sh
 	$(RUN) python benchmarks/bench_save.py --report benchmarks/results/save $(ARGS)
+
+bench-locate: setup ## how fast the newest checkpoint is found among many, and of many ranks; about five minutes
+	$(RUN) python benchmarks/bench_locate.py --report benchmarks/results/locate $(ARGS)
 
 test: setup ## the whole test suite; ARGS= goes to pytest
 	$(RUN) python -m pytest $(ARGS)
