@@ -120,9 +120,11 @@ def _largest_group(survey: Survey, found: Mapping[int, Vote]) -> tuple[tuple[str
 
 
 def _check_files(save: Path, position: Position, group: Mapping[int, Vote]) -> Rejection | None:
-    named = [(rank, file) for rank, vote in sorted(group.items()) for file in vote.files]
-    troubles = abreast.each(lambda of_rank: _check_file(save, of_rank[1]), named, save)
-    for (rank, _), trouble in zip(named, troubles, strict=True):
+    def first_trouble(rank: int) -> tuple[str, str] | None:
+        return next((trouble for file in group[rank].files if (trouble := _check_file(save, file))), None)
+
+    ranks = sorted(group)
+    for rank, trouble in zip(ranks, abreast.each(first_trouble, ranks, save), strict=True):
         if trouble:
             kind, reason = trouble
             return Rejection(position, kind, reason, (rank,))
