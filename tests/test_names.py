@@ -40,6 +40,9 @@ def test_payload_names(name: str, prefix: str, rank: int, position: tuple[int, i
         f".policy_model_rank_0-0_15.safetensors.{ATTEMPT}.part",
         "policy_model_rank_0-0_\u0665.safetensors",
         "policy_model_rank_0--1_5.safetensors",
+        "policy_model_rank_0-0_05.safetensors",
+        "policy_model_rank_0-0_" + "1" * 19 + ".safetensors",
+        "policy_model_rank_0-0_" + "1" * 5000 + ".safetensors",
         "policy_model_rank_0-0_5",
         "_rank_0-0_5.safetensors",
         "meta.json",
@@ -63,6 +66,37 @@ def test_payloads_are_spelt_as_they_are_parsed(role: str, file_format: str) -> N
 
 
 @pytest.mark.parametrize(
+    ("path", "role", "known"),
+    [
+        ("train/rank_7/policy_model_rank_7-2_30.safetensors", "policy", True),
+        ("ref/rank_7/ref_rank_7-2_30.ckpt", "ref", True),
+        ("train/rank_7/policy_model_rank_7-2_30.safetensors", "optimizer", False),
+        ("train/rank_7/policy_model_rank_8-2_30.safetensors", "policy", False),
+        ("train/rank_7/ref_rank_7-2_30.safetensors", "policy", False),
+        ("./train/rank_7/policy_model_rank_7-2_30.safetensors", "policy", False),
+        ("/train/rank_7/policy_model_rank_7-2_30.safetensors", "policy", False),
+        ("policy_model_rank_7-2_30.safetensors", "policy", False),
+        ("train/rank_7/policy_model_rank_7-2_30.safetensors", "rollouts", False),
+    ],
+)
+def test_paths_of_payloads(path: str, role: str, known: bool) -> None:
+    """In the place that the tree has for them, spelt in one way."""
+    found = names.parse_payload_path(path, role)
+
+    assert (found is not None) == known
+    assert found is None or (found.rank, found.position) == (7, Position(2, 30))
+
+
+@pytest.mark.parametrize(
+    ("path", "stays"),
+    [("a/b", True), ("a..b", True), ("/a", False), ("../a", False), ("a/../b", False), ("a/..", False), ("a\0", False)],
+)
+def test_paths_that_stay_inside(path: str, stays: bool) -> None:
+    """As far as a name tells."""
+    assert names.stays_inside(path) == stays
+
+
+@pytest.mark.parametrize(
     ("name", "rank"),
     [
         ("rank_0", 0),
@@ -73,6 +107,9 @@ def test_payloads_are_spelt_as_they_are_parsed(role: str, file_format: str) -> N
         ("xrank_0", None),
         ("rank_-1", None),
         ("rank_0\n", None),
+        (f"rank_{names.MOST_RANKS - 1}", names.MOST_RANKS - 1),
+        (f"rank_{names.MOST_RANKS}", None),
+        ("rank_" + "1" * 5000, None),
     ],
 )
 def test_rank_directories(name: str, rank: int | None) -> None:
@@ -128,6 +165,8 @@ def test_temp_files_are_known_again_and_never_taken_for_checkpoints() -> None:
         ("1234567.json", 1234567),
         ("1.json", None),
         ("000001.json.tmp", None),
+        ("1" * 18 + ".json", int("1" * 18)),
+        ("1" * 19 + ".json", None),
         ("000001.heartbeat", None),
     ],
 )

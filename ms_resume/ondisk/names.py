@@ -21,17 +21,25 @@ META = "meta.json"
 LATEST = "latest"
 SAVE_NOW = "save_now"
 
-_NUMBER = r"(?:0|[1-9]\d*)"
+MOST_RANKS = 1 << 18
+"""More than any job has: a number above it is no rank, so that a list of those that are missing stays small."""
+
+_NUMBER = r"(?:0|[1-9]\d{0,17})"
+"""Up to 18 digits, as many as 64 bits hold: Python refuses to convert very long ones."""
+
 _PAYLOAD = re.compile(
-    rf"(?P<prefix>.+)_rank_(?P<rank>{_NUMBER})-(?P<epoch>\d+)_(?P<step>\d+)\.(?P<format>ckpt|safetensors)", re.ASCII
+    rf"(?P<prefix>.+)_rank_(?P<rank>{_NUMBER})-(?P<epoch>{_NUMBER})_(?P<step>{_NUMBER})\.(?P<format>ckpt|safetensors)",
+    re.ASCII,
 )
 _RANK_DIR = re.compile(rf"rank_({_NUMBER})", re.ASCII)
 _VOTE = re.compile(rf"rank_({_NUMBER})\.json", re.ASCII)
 _POSITION = re.compile(rf"({_NUMBER})_({_NUMBER})", re.ASCII)
-_ATTEMPT = re.compile(r"(\d{6,})\.json", re.ASCII)
-_DELETED = re.compile(rf"({_NUMBER})_({_NUMBER})\.deleted-(\d{{6,}}-[0-9a-f]{{16}})(?:\.\d+)?", re.ASCII)
-_PART = re.compile(r"\.(?P<final>.+)\.(?P<attempt>\d{6,}-[0-9a-f]{16})\.part", re.ASCII)
-_RETIRED = re.compile(r"\.(?P<final>.+)\.(?P<attempt>\d{6,}-[0-9a-f]{16})\.retired", re.ASCII)
+_RECORD = re.compile(r"(\d{6,18})\.json", re.ASCII)
+_ATTEMPT_NAME = r"\d{6,18}-[0-9a-f]{16}"
+_ATTEMPT = re.compile(_ATTEMPT_NAME, re.ASCII)
+_DELETED = re.compile(rf"({_NUMBER})_({_NUMBER})\.deleted-({_ATTEMPT_NAME})(?:\.\d+)?", re.ASCII)
+_PART = re.compile(rf"\.(?P<final>.+)\.(?P<attempt>{_ATTEMPT_NAME})\.part", re.ASCII)
+_RETIRED = re.compile(rf"\.(?P<final>.+)\.(?P<attempt>{_ATTEMPT_NAME})\.retired", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +77,23 @@ def parse_payload(name: str) -> PayloadName | None:
     return None
 
 
+def parse_payload_path(path: str, role: str) -> PayloadName | None:
+    """The parts of a payload's path in the save directory; None where it is not `role`'s place in the tree."""
+    directory, _, file = path.rpartition("/")
+    name = parse_payload(file)
+    if name is None or role not in DIRECTORIES or name.prefix != PREFIXES[role]:
+        return None
+    return name if directory == f"{DIRECTORIES[role]}/rank_{name.rank}" else None
+
+
+def stays_inside(path: str) -> bool:
+    """Whether a path in a save directory names something in it, as far as the name alone tells."""
+    return not (path.startswith("/") or "\0" in path or ".." in path.split("/"))
+
+
 def parse_rank_dir(name: str) -> int | None:
     match = _RANK_DIR.fullmatch(name)
-    return int(match[1]) if match else None
+    return int(match[1]) if match and int(match[1]) < MOST_RANKS else None
 
 
 def commits(save: Path) -> Path:
@@ -118,8 +140,13 @@ def heartbeat(save: Path, ordinal: int) -> Path:
 
 
 def parse_attempt_record(name: str) -> int | None:
-    match = _ATTEMPT.fullmatch(name)
+    match = _RECORD.fullmatch(name)
     return int(match[1]) if match else None
+
+
+def is_attempt(text: object) -> bool:
+    """Whether `text` can be the name of an attempt, from which its ordinal is read."""
+    return isinstance(text, str) and _ATTEMPT.fullmatch(text) is not None
 
 
 def pins(save: Path) -> Path:
