@@ -21,7 +21,7 @@ import xxhash
 
 from ms_resume.errors import Damaged
 from ms_resume.layouts import mindrlhf
-from ms_resume.ondisk import ckpt, payload, sums
+from ms_resume.ondisk import ckpt, payload, reading, sums
 from ms_resume.progress import Progress
 from ms_resume.records import Checkpoint, Found, Payload, Rejection
 
@@ -66,12 +66,12 @@ def check(
     with sums.threads() as threads:
         policy: _Reading | None = None
         reader = _Reader(checkpoint, threads, finite, progress or (lambda count: None))
-        for reading in reader.read_all():
-            findings += reading.findings()
-            if reading.file.role == "policy":
-                policy = reading
-            elif reading.file.role == "optimizer" and policy and not checkpoint.votes:
-                mixed += _mixed_generations(reading, policy)
+        for begun in reader.read_all():
+            findings += begun.findings()
+            if begun.file.role == "policy":
+                policy = begun
+            elif begun.file.role == "optimizer" and policy and not checkpoint.votes:
+                mixed += _mixed_generations(begun, policy)
     findings += _without_crc(reader.has_crc) if not checkpoint.votes else []
     return findings if any(finding.kind == "damaged" for finding in findings) else mixed + findings
 
@@ -127,9 +127,7 @@ def _check_positions(header: payload.Header) -> None:
     from_name = names_position(header.path)
     said = {"name": from_name, "header": str(header.mark.position)}
     if header.mark.role == "policy":
-        with open(header.path, "rb") as file:
-            inside = [payload.read_tensor(file, header, name) for name in mindrlhf.POSITION_TENSORS]
-        said["tensors"] = "_".join(str(int.from_bytes(data, "little", signed=True)) for data in inside)
+        said["tensors"] = str(mindrlhf.position_inside(header))
     if len(set(said.values())) > 1:
         listed = ", ".join(f"{where} {position}" for where, position in said.items())
         raise Damaged(f"{header.path}: its positions differ: {listed}", path=str(header.path))
@@ -139,14 +137,11 @@ def names_position(path: Path) -> str:
     return path.stem.rpartition("-")[2]
 
 
-_Source = payload.Header | ckpt.Contents
-
-
-def _open(checkpoint: Checkpoint, file: Found) -> _Source:
+def _open(checkpoint: Checkpoint, file: Found) -> mindrlhf.Source:
     """What a payload says of itself. Raises Damaged where it is not the file that it should be."""
     if checkpoint.votes and file.path.suffix != ".ckpt":
         return header_as_voted(file.path, _named(checkpoint, file))
-    source = ckpt.read(file.path) if file.path.suffix == ".ckpt" else payload.read_header(file.path)
+    source = mindrlhf.read(file.path)
     if file.role == "ref" and not checkpoint.votes and (strangers := _NO_WEIGHTS & source.tensors.keys()):
         raise Damaged(f"{file.path}: holds {', '.join(sorted(strangers))}, so it is another role's file")
     return source
@@ -201,32 +196,32 @@ class _Reader:
         """In order. No more files are open than keep all threads at work."""
         under_way: deque[_Reading] = deque()
         for file in self.checkpoint.files:
-            under_way.append(reading := _Reading(file, self.finite and file.role != "state"))
-            reading.damage.extend(_failure(file, self._begin, reading))
+            under_way.append(begun := _Reading(file, self.finite and file.role != "state"))
+            begun.damage.extend(_failure(file, self._begin, begun))
             if len(under_way) > 2 * self.threads.count:
                 yield under_way.popleft()
         yield from under_way
 
-    def _begin(self, reading: _Reading) -> None:
-        source = _open(self.checkpoint, reading.file)
+    def _begin(self, begun: _Reading) -> None:
+        source = _open(self.checkpoint, begun.file)
         each = [self.threads.check, lambda piece: self.tell(len(piece))]
 
         def sinks(name: str) -> list[sums.Sink]:
-            return [*each, *reading.sinks(name, source.tensors[name].dtype)]
+            return [*each, *begun.sinks(name, source.tensors[name].dtype)]
 
-        self.has_crc[reading.file] = (
+        self.has_crc[begun.file] = (
             source.has_crc if isinstance(source, ckpt.Contents) else payload.CRC_KEY in source.metadata
         )
         if isinstance(source, ckpt.Contents):
-            expected = _named(self.checkpoint, reading.file) if self.checkpoint.votes else None
-            work = partial(_failure, reading.file, _check_ckpt, source, expected, each, sinks)
-            reading.parts.append(self.threads.submit(work))
-        elif self.has_crc[reading.file]:
-            work = partial(_failure, reading.file, payload.check_crc, source, sinks)
-            reading.parts.append(self.threads.submit(work))
+            expected = _named(self.checkpoint, begun.file) if self.checkpoint.votes else None
+            work = partial(_failure, begun.file, _check_ckpt, source, expected, each, sinks)
+            begun.parts.append(self.threads.submit(work))
+        elif self.has_crc[begun.file]:
+            work = partial(_failure, begun.file, payload.check_crc, source, sinks)
+            begun.parts.append(self.threads.submit(work))
         else:
-            work = partial(_check_tensors, reading.file, source, sinks)
-            reading.parts.extend(self.threads.submit(work, names) for names in _batches(source))
+            work = partial(_check_tensors, begun.file, source, sinks)
+            begun.parts.extend(self.threads.submit(work, names) for names in _batches(source))
 
 
 def _batches(header: payload.Header) -> Iterator[list[str]]:
@@ -246,7 +241,7 @@ def _check_tensors(file: Found, header: payload.Header, sinks: sums.OfTensor, na
     found: list[Finding] = []
 
     def read() -> None:
-        with open(header.path, "rb", buffering=0) as opened:
+        with reading.opened(header.path) as opened:
             for name in names:
                 found.extend(_failure(file, payload.check_tensor, opened, header, name, sinks(name)))
 
@@ -263,7 +258,7 @@ def _check_ckpt(
     """Our digest is that of the whole file, MindSpore's CRC comes before its trailer."""
     digest, crc = xxhash.xxh3_128(), sums.Crc()
     whole = [*each, digest.update if expected else crc.update]
-    with open(contents.path, "rb", buffering=0) as file:
+    with reading.opened(contents.path) as file:
         ckpt.sum_up(file, contents, contents.file_bytes if expected else contents.records_end, whole, sinks)
     if expected and (found := digest.hexdigest()) != expected.digest:
         raise Damaged(f"{contents.path}: its bytes have digest {found}, the vote says {expected.digest}")

@@ -7,16 +7,21 @@ A reference may be older: stock code does not save it at the end, and it does no
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from ms_resume.errors import Damaged
-from ms_resume.layouts.survey import Survey
-from ms_resume.ondisk import ckpt, meta, names, payload
+from ms_resume.layouts.survey import MOST_LISTED, Survey
+from ms_resume.ondisk import ckpt, meta, names, payload, reading
 from ms_resume.records import Checkpoint, Found, Position, Rejection, TensorInfo, in_ranges
 
 NAME = "mindrlhf"
 POSITION_TENSORS = ("epoch_num", "step_num")
+
+_SCALARS = ("I32", "I64", "U32", "U64")
+
+Source = payload.Header | ckpt.Contents
 
 _TRAINED = ("policy", "optimizer")
 
@@ -37,11 +42,11 @@ def judge(survey: Survey, position: Position, only: Sequence[int] = ()) -> Check
     ranks = only or range(world_size)
     for role in _TRAINED:
         if missing := _without(survey, position, role, ranks):
-            return Rejection(position, "torn", _say_missing(survey, role, missing), missing)
+            return Rejection(position, "torn", _say_missing(survey, role, missing), missing[:MOST_LISTED])
     reference = _newest_reference(survey, position, ranks)
     if reference is None:
         missing = tuple(ranks)
-        return Rejection(position, "torn", _say_missing(survey, "ref", missing), missing)
+        return Rejection(position, "torn", _say_missing(survey, "ref", missing), missing[:MOST_LISTED])
     found = _files(survey, position, reference, ranks)
     if rejection := _check_inside(position, found):
         return rejection
@@ -55,20 +60,37 @@ def judge(survey: Survey, position: Position, only: Sequence[int] = ()) -> Check
     )
 
 
+def read(path: Path) -> Source:
+    """What a payload of either format says of itself. Raises Damaged where it is not whole."""
+    return ckpt.read(path) if path.suffix == ".ckpt" else payload.read_header(path)
+
+
 def tensors(path: Path) -> dict[str, TensorInfo]:
     """Names, dtypes, and shapes in a payload of either format. Raises Damaged where it is not whole."""
-    return dict((ckpt.read(path) if path.suffix == ".ckpt" else payload.read_header(path)).tensors)
+    return dict(read(path).tensors)
 
 
-def read_scalar(path: Path, name: str) -> int:
-    """A 0-d or one-element integer tensor."""
-    if path.suffix == ".ckpt":
-        data = ckpt.read_tensor(ckpt.read(path), name)
-    else:
-        header = payload.read_header(path)
-        with open(path, "rb") as file:
-            data = payload.read_tensor(file, header, name)
-    return int.from_bytes(data, "little", signed=True)
+def position_inside(source: Source) -> Position:
+    """What the 0-d or one-element tensors of a policy file say.
+
+    Raises:
+        Damaged: One is missing, or is no whole number.
+    """
+    if isinstance(source, ckpt.Contents):
+        return _position(source, lambda name: ckpt.read_tensor(source, name))
+    with reading.opened(source.path) as file:
+        return _position(source, lambda name: payload.read_tensor(file, source, name))
+
+
+def _position(source: Source, data: Callable[[str], memoryview]) -> Position:
+    path, held = source.path, source.tensors
+    if missing := [name for name in POSITION_TENSORS if name not in held]:
+        raise Damaged(f"{path}: no {' and no '.join(missing)} in it, stock code saves them last: it was cut")
+    for name in POSITION_TENSORS:
+        info = held[name]
+        if info.dtype not in _SCALARS or math.prod(info.shape) != 1:
+            raise reading.damaged(path, f"tensor {name!r}: {info.dtype}{list(info.shape)}, expected a whole number")
+    return Position(*(int.from_bytes(data(name), "little", signed=True) for name in POSITION_TENSORS))
 
 
 def _without(survey: Survey, position: Position, role: str, ranks: Sequence[int]) -> tuple[int, ...]:
@@ -94,9 +116,10 @@ def _check_inside(position: Position, found: Iterable[Found]) -> Rejection | Non
     weights: dict[int, set[str]] = {}
     for file in found:
         try:
-            held = tensors(file.path)
+            source = read(file.path)
+            held = source.tensors
             if file.role == "policy":
-                _check_position(file.path, position, held)
+                _check_position(source, position)
                 weights[file.rank] = held.keys() - set(POSITION_TENSORS)
             elif file.role == "optimizer":
                 _check_weights(file.path, weights[file.rank], held)
@@ -107,15 +130,13 @@ def _check_inside(position: Position, found: Iterable[Found]) -> Rejection | Non
     return None
 
 
-def _check_position(path: Path, position: Position, held: dict[str, TensorInfo]) -> None:
-    if missing := [name for name in POSITION_TENSORS if name not in held]:
-        raise Damaged(f"{path}: no {' and no '.join(missing)} in it, stock code saves them last: it was cut")
-    inside = Position(*(read_scalar(path, name) for name in POSITION_TENSORS))
+def _check_position(source: Source, position: Position) -> None:
+    inside = position_inside(source)
     if inside != position:
-        raise Damaged(f"{path}: its name says {position}, the position inside is {inside}")
+        raise Damaged(f"{source.path}: its name says {position}, the position inside is {inside}")
 
 
-def _check_weights(path: Path, weights: set[str], held: dict[str, TensorInfo]) -> None:
+def _check_weights(path: Path, weights: set[str], held: Mapping[str, TensorInfo]) -> None:
     """Only weights that have a moment must be there: frozen ones (LoRA's base) are not in an optimizer."""
     updated = {name.partition(".")[2] for name in held} & weights
     if absent := sorted(updated - held.keys()):

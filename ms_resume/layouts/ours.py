@@ -6,15 +6,14 @@ Live: its attempt is on the line of the newest attempt record.
 
 from __future__ import annotations
 
-import os
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from ms_resume.errors import Damaged
-from ms_resume.layouts.survey import Survey
-from ms_resume.ondisk import abreast, meta, names, payload, votes
+from ms_resume.layouts.survey import MOST_LISTED, Survey
+from ms_resume.ondisk import abreast, meta, names, payload, reading, votes
 from ms_resume.records import Checkpoint, Found, Payload, Position, Rejection, Vote, in_ranges
 
 NAME = "ms_resume"
@@ -45,7 +44,8 @@ def judge(survey: Survey, position: Position) -> Checkpoint | Rejection:
         return Rejection(position, "abandoned", _why_abandoned(survey, attempt), (), attempt)
     missing = tuple(rank for rank in range(world_size) if rank not in group)
     if missing and not survey.is_elsewhere(position):
-        return Rejection(position, "torn", _missing(missing, world_size, attempt, damaged), missing, attempt)
+        reason = _missing(missing, world_size, attempt, damaged)
+        return Rejection(position, "torn", reason, missing[:MOST_LISTED], attempt)
     if rejection := _check_files(survey.save, position, group):
         return replace(rejection, attempt=attempt)
     counted = tuple(group[rank] for rank in range(world_size))
@@ -133,9 +133,11 @@ def _check_files(save: Path, position: Position, group: Mapping[int, Vote]) -> R
 
 def _check_file(save: Path, file: Payload) -> tuple[str, str] | None:
     try:
-        size = os.stat(f"{save}/{file.path}").st_size
-    except FileNotFoundError:
+        size = reading.size(f"{save}/{file.path}")
+    except (FileNotFoundError, NotADirectoryError):
         return "torn", f"{file.path}: missing, the vote names it"
+    except Damaged as error:
+        return "damaged", error.message
     if size != file.bytes:
         return "damaged", f"{file.path}: {size} bytes, the vote says {file.bytes}"
     return None

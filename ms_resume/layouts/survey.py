@@ -9,14 +9,13 @@ paths are made for a position when somebody looks at it.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from ms_resume.errors import UsageError
-from ms_resume.ondisk import abreast, attempts, names, votes
+from ms_resume.ondisk import abreast, attempts, names, reading, votes
 from ms_resume.records import Attempt, Position
 
 Files = Mapping[tuple[str, int], Path]
@@ -65,6 +64,10 @@ class Payloads(Mapping[Position, Files]):
         return _positions(endings for (role, _), endings in self._held.items() if role in roles)
 
 
+MOST_LISTED = 1024
+"""Missing ranks that a verdict lists: how many there are to be is what somebody's file says."""
+
+
 @dataclass(frozen=True)
 class Survey:
     """What was there when it was taken; `voted` are the positions that have a vote directory."""
@@ -108,30 +111,30 @@ def take(save: Path, ref_dir: Path | None = None, steps_per_epoch: int | None = 
 
     Raises:
         UsageError: `save` is not a directory.
-        Damaged: An attempt record cannot be read.
+        Damaged: An attempt record cannot be read, or a directory is a symbolic link.
     """
     if not save.is_dir():
         what = "is a file" if save.exists() else "does not exist"
         raise UsageError(f"{save}: {what}, expected a save directory", hint="check the path", path=str(save))
     roots = {role: save / directory for role, directory in names.DIRECTORIES.items()}
     roots |= {"ref": ref_dir} if ref_dir is not None else {}
-    ranks = {role: _ranks(root) for role, root in roots.items()}
-    committed = _listing(names.commits(save))
-    voted = frozenset(p for name in committed if (p := names.parse_vote_dir(name)))
+    ranks = {role: _ranks(root, follow=role == "ref" and root == ref_dir) for role, root in roots.items()}
+    voted, deleted, has_commits = _committed(save)
     return Survey(
         save=save,
         payloads=Payloads(roots, _held(save, roots, ranks)),
         ranks=ranks,
         voted=voted,
-        deleted=frozenset(p for name in committed if (p := names.parse_deleted_dir(name))),
+        deleted=deleted,
         records=tuple(attempts.read_all(save)),
-        has_commits=bool(committed),
+        has_commits=has_commits,
         steps_per_epoch=steps_per_epoch or _steps_per_epoch(save, voted),
     )
 
 
-def _ranks(root: Path) -> tuple[int, ...]:
-    return tuple(sorted(rank for name in _listing(root) if (rank := names.parse_rank_dir(name)) is not None))
+def _ranks(root: Path, *, follow: bool) -> tuple[int, ...]:
+    listed = reading.listed(root, follow=follow)
+    return tuple(sorted(rank for name in listed if (rank := names.parse_rank_dir(name)) is not None))
 
 
 def _held(
@@ -141,8 +144,7 @@ def _held(
 
     def ends_of(place: tuple[str, int]) -> frozenset[str]:
         role, rank = place
-        start, listed = names.payload_start(role, rank), _listing(f"{roots[role]}/rank_{rank}")
-        return frozenset([name[len(start) :] for name in listed if name.startswith(start)])
+        return frozenset(reading.endings(f"{roots[role]}/rank_{rank}", names.payload_start(role, rank)))
 
     shared: dict[frozenset[str], Endings] = {}
     places = [(role, rank) for role in roots for rank in ranks[role]]
@@ -159,16 +161,21 @@ def _positions(held: Iterable[Endings]) -> frozenset[Position]:
     return frozenset().union(*{id(endings): endings for endings in held}.values())
 
 
+def _committed(save: Path) -> tuple[frozenset[Position], frozenset[Position], bool]:
+    """The positions that have a vote directory, those that retention deleted, and whether anything is there."""
+    voted, deleted, any_there = set(), set(), False
+    for name in reading.listed(names.commits(save)):
+        any_there = True
+        if (position := names.parse_vote_dir(name)) is not None:
+            voted.add(position)
+        elif (position := names.parse_deleted_dir(name)) is not None:
+            deleted.add(position)
+    return frozenset(voted), frozenset(deleted), any_there
+
+
 def _steps_per_epoch(save: Path, voted: frozenset[Position]) -> int | None:
     for position in sorted(voted, reverse=True):
         found, _ = votes.read_all(names.vote_dir(save, position), limit=1)
         if found:
             return next(iter(found.values())).steps_per_epoch
     return None
-
-
-def _listing(path: str | Path) -> list[str]:
-    try:
-        return os.listdir(path)
-    except (FileNotFoundError, NotADirectoryError):
-        return []

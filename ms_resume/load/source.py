@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ms_resume.errors import Damaged, DiskError
-from ms_resume.ondisk import ckpt, payload
+from ms_resume.ondisk import ckpt, payload, reading
 from ms_resume.records import Payload, TensorInfo
 from ms_resume.state import HostTensor
 from ms_resume.verify import header_as_voted
@@ -25,7 +25,7 @@ class Source:
     def __init__(self, path: Path, expected: Payload | None = None) -> None:
         self.path = path
         with _reported(path):
-            self.bytes = path.stat().st_size
+            self.bytes = reading.size(path)
             self._open(path, expected)
 
     def _open(self, path: Path, expected: Payload | None) -> None:
@@ -46,7 +46,7 @@ class Source:
         with _reported(self.path):
             if self.path.suffix == ".ckpt":
                 return HostTensor(info.dtype, info.shape, ckpt.read_tensor(self._contents, name))
-            with open(self.path, "rb") as file:
+            with reading.opened(self.path) as file:
                 return HostTensor(info.dtype, info.shape, payload.read_tensor(file, self._header, name))
 
     def _open_ckpt(self, expected: Payload | None) -> None:
@@ -54,7 +54,7 @@ class Source:
         self._contents = ckpt.read(self.path)
         self.tensors = self._contents.tensors
         ckpt.check_crc(self.path)
-        found = payload.digest_of(self.path.read_bytes()) if expected else ""
+        found = payload.digest_file(self.path) if expected else ""
         if expected and found != expected.digest:
             raise Damaged(f"{self.path}: its bytes have digest {found}, the vote says {expected.digest}")
 

@@ -16,13 +16,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ms_resume.errors import Damaged
-from ms_resume.ondisk import payload, sums
+from ms_resume.ondisk import payload, reading, sums
 from ms_resume.records import TensorInfo
 
 SLICE_BYTES = 512 << 20
 CRC_MARK = b"crc_num"
 _TRAILER_BYTES = len(CRC_MARK) + 10
+_READ_SIZE = 4 << 20
+_WALK_LIMIT = 64 << 20
+_LONGEST_VARINT = 10
+_LONGEST_TEXT = 4096
+_MOST_FIELDS = payload.MOST_DIMENSIONS + 8
 
 DTYPES = {
     "Float32": "F32", "Float16": "F16", "BFloat16": "BF16", "Float64": "F64",
@@ -32,9 +36,6 @@ DTYPES = {
 """MindSpore's names of dtypes to those of safetensors."""
 
 _TYPES = {dtype: name for name, dtype in DTYPES.items()}
-
-
-_NAME_LIMIT = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,27 +65,32 @@ def read(path: Path) -> Contents:
     Raises:
         Damaged: The file does not parse to its end, or a tensor has not the bytes that its shape needs.
     """
-    tensors: dict[str, TensorInfo] = {}
-    pieces: dict[str, tuple[tuple[int, int], ...]] = {}
-    with open(path, "rb") as file:
-        size, crc = _trailer(file)
+    with reading.opened(path) as file:
+        size, crc = trailer(file)
         end = size if crc is None else size - _TRAILER_BYTES
         if end <= 0:
-            raise payload_damaged(path, f"{size} bytes, no tensor in it")
+            raise reading.damaged(path, f"{size} bytes, no tensor in it")
         try:
-            for tag, info, begin, length in _records(_Window(file, end)):
-                tensors[tag] = info
-                pieces[tag] = (*pieces.get(tag, ()), (begin, length))
-        except (IndexError, ValueError, KeyError) as error:
-            raise payload_damaged(path, f"{size} bytes, does not parse to its end ({error!r})") from None
+            tensors, pieces = _gather(_records(_Walk(file), end))
+        except ValueError as error:
+            raise reading.damaged(path, f"{size} bytes, does not parse to its end ({error})") from None
     _check_sizes(path, tensors, pieces)
-    return Contents(path, tensors, pieces, size, crc)
+    return Contents(path, tensors, {name: tuple(parts) for name, parts in pieces.items()}, size, crc)
+
+
+def trailer(file: BinaryIO) -> tuple[int, int | None]:
+    """The file's size, and the CRC at its end, None without one."""
+    size = file.seek(0, 2)
+    file.seek(max(0, size - _TRAILER_BYTES))
+    tail = file.read(_TRAILER_BYTES)
+    found = len(tail) == _TRAILER_BYTES and tail.startswith(CRC_MARK)
+    return size, int.from_bytes(tail[len(CRC_MARK) :], "big") if found else None
 
 
 def check_crc(path: Path) -> None:
     """Raises Damaged where the file has a CRC and it does not hold."""
-    with open(path, "rb") as file:
-        size, saved = _trailer(file)
+    with reading.opened(path) as file:
+        size, saved = trailer(file)
         crc = sums.Crc()
         sums.feed(file, 0, size - _TRAILER_BYTES if saved is not None else 0, [crc.update])
         compare_crc(path, crc.value, saved)
@@ -92,7 +98,7 @@ def check_crc(path: Path) -> None:
 
 def compare_crc(path: Path, found: int, saved: int | None) -> None:
     if saved is not None and found != saved:
-        raise payload_damaged(path, f"its bytes have CRC {found:#x}, its trailer says {saved:#x}")
+        raise reading.damaged(path, f"its bytes have CRC {found:#x}, its trailer says {saved:#x}")
 
 
 def sum_up(file: BinaryIO, contents: Contents, end: int, whole: Sequence[sums.Sink], sinks: sums.OfTensor) -> None:
@@ -103,50 +109,13 @@ def sum_up(file: BinaryIO, contents: Contents, end: int, whole: Sequence[sums.Si
         short = sums.feed(file, at, begin - at, whole)
         short += sums.feed(file, begin, length, [*whole, *sinks(name)] if length else ())
         if short:
-            raise payload_damaged(contents.path, f"ends before byte {begin + length}, it had {contents.file_bytes}")
+            raise reading.damaged(contents.path, f"ends before byte {begin + length}, it had {contents.file_bytes}")
         at = begin + length
 
 
-def _trailer(file: BinaryIO) -> tuple[int, int | None]:
-    """The file's size, and the CRC at its end where there is one."""
-    size = file.seek(0, 2)
-    file.seek(max(0, size - _TRAILER_BYTES))
-    tail = file.read(_TRAILER_BYTES)
-    found = len(tail) == _TRAILER_BYTES and tail.startswith(CRC_MARK)
-    return size, int.from_bytes(tail[len(CRC_MARK) :], "big") if found else None
-
-
-class _Window:
-    """The first `size` bytes of a file, seen through one block: what lies between tensors is small."""
-
-    def __init__(self, file: BinaryIO, size: int) -> None:
-        self._file, self._size = file, size
-        self._begin, self._block = 0, b""
-
-    def __len__(self) -> int:
-        return self._size
-
-    def byte(self, offset: int) -> int:
-        """Raises IndexError past the end."""
-        if not 0 <= offset - self._begin < len(self._block):
-            self._file.seek(offset)
-            self._begin, self._block = offset, self._file.read(min(4096, max(0, self._size - offset)))
-        return self._block[offset - self._begin]
-
-    def text(self, begin: int, end: int) -> str:
-        if end - begin > _NAME_LIMIT:
-            raise ValueError(f"a name of {end - begin} bytes at byte {begin}")
-        self._file.seek(begin)
-        return self._file.read(end - begin).decode()
-
-
 def read_tensor(contents: Contents, name: str) -> memoryview:
-    with open(contents.path, "rb") as file:
-        pieces = []
-        for begin, length in contents.pieces[name]:
-            file.seek(begin)
-            pieces.append(file.read(length))
-    return memoryview(b"".join(pieces))
+    """One tensor's bytes. Raises Damaged where the file has become shorter since it was walked."""
+    return memoryview(b"".join(_pieces(contents, name)))
 
 
 def encode(tensors: Iterable[tuple[str, TensorInfo, memoryview]]) -> Iterator[bytes]:
@@ -178,71 +147,133 @@ def _varint(value: int) -> bytes:
     return bytes([*out, value])
 
 
-def _records(data: _Window) -> Iterator[tuple[str, TensorInfo, int, int]]:
-    offset = 0
-    while offset < len(data):
-        key, begin, end = _field(data, offset)
-        if key != 1:
-            raise ValueError(f"field {key} at byte {offset}")
-        yield _value(data, begin, end)
-        offset = end
+def _pieces(contents: Contents, name: str) -> Iterator[bytes]:
+    with reading.opened(contents.path) as file:
+        for begin, length in contents.pieces[name]:
+            file.seek(begin)
+            left = length
+            while left:
+                piece = file.read(min(left, _READ_SIZE))
+                if not piece:
+                    raise reading.damaged(contents.path, f"tensor {name!r}: ends {left} bytes early", tensor=name)
+                left -= len(piece)
+                yield piece
 
 
-def _value(data: _Window, offset: int, end: int) -> tuple[str, TensorInfo, int, int]:
-    tag, tensor = "", (0, 0)
-    while offset < end:
-        key, begin, offset = _field(data, offset, end)
-        if key == 1:
-            tag = data.text(begin, offset)
-        elif key == 2:
-            tensor = (begin, offset)
+class _Walk:
+    """A file of records, read field by field: names and numbers, never what a tensor holds.
+
+    All that is read of it is counted, so that a file of nothing but names is not taken into memory whole.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._read_bytes = 0
+
+    def field(self, offset: int, end: int) -> tuple[int, int, int]:
+        """(field number, begin, end) of the field at `offset`; a varint field spans its own bytes."""
+        key, begin = self.varint(offset, end)
+        if key & 7 == 0:
+            return key >> 3, begin, self.varint(begin, end)[1]
+        if key & 7 != 2:
+            raise ValueError(f"wire type {key & 7} at byte {offset}")
+        length, begin = self.varint(begin, end)
+        if begin + length > end:
+            raise ValueError(f"a field of {length} bytes at byte {offset}, {end - begin} are left")
+        return key >> 3, begin, begin + length
+
+    def fields(self, offset: int, end: int) -> Iterator[tuple[int, int, int]]:
+        while offset < end:
+            number, begin, offset = self.field(offset, end)
+            yield number, begin, offset
+
+    def varint(self, offset: int, end: int) -> tuple[int, int]:
+        """(value, end) of the number at `offset`, which ends before `end`."""
+        value = 0
+        found = self.bytes(offset, min(offset + _LONGEST_VARINT, end))
+        for index, byte in enumerate(found):
+            value |= (byte & 0x7F) << 7 * index
+            if byte < 0x80:
+                return value, offset + index + 1
+        raise ValueError(f"a number without end at byte {offset}")
+
+    def text(self, offset: int, end: int) -> str:
+        if end - offset > _LONGEST_TEXT:
+            raise ValueError(f"a name of {end - offset} bytes at byte {offset}")
+        try:
+            return self.bytes(offset, end).decode()
+        except UnicodeError:
+            raise ValueError(f"a name that is not UTF-8 at byte {offset}") from None
+
+    def bytes(self, offset: int, end: int) -> bytes:
+        self._file.seek(offset)
+        found = self._file.read(end - offset)
+        self._read_bytes += len(found)
+        if len(found) < end - offset:
+            raise ValueError(f"ends at byte {offset + len(found)}")
+        if self._read_bytes > _WALK_LIMIT:
+            raise ValueError(f"more than {_WALK_LIMIT} bytes of names and shapes")
+        return found
+
+
+_Piece = tuple[int, int]
+
+
+def _gather(
+    records: Iterable[tuple[str, TensorInfo, _Piece]],
+) -> tuple[dict[str, TensorInfo], dict[str, list[_Piece]]]:
+    tensors: dict[str, TensorInfo] = {}
+    pieces: dict[str, list[_Piece]] = {}
+    for tag, info, piece in records:
+        if tensors.setdefault(tag, info) != info:
+            raise ValueError(f"tensor {tag!r} is there twice, with another type or shape")
+        pieces.setdefault(tag, []).append(piece)
+    return tensors, pieces
+
+
+def _records(walk: _Walk, end: int) -> Iterator[tuple[str, TensorInfo, _Piece]]:
+    for number, begin, stop in walk.fields(0, end):
+        if number != 1:
+            raise ValueError(f"field {number} at byte {begin}")
+        yield _value(walk, begin, stop)
+
+
+def _value(walk: _Walk, offset: int, end: int) -> tuple[str, TensorInfo, _Piece]:
     dims: list[int] = []
-    dtype, content = "", (0, 0)
-    offset, end = tensor
-    while offset < end:
-        key, begin, offset = _field(data, offset, end)
-        if key == 1:
-            dims += _dims(data, begin, offset)
-        elif key == 2:
-            dtype = DTYPES[data.text(begin, offset)]
-        elif key == 3:
-            content = (begin, offset - begin)
-    if not (tag and dtype):
-        raise ValueError(f"a record without name or type at byte {offset}")
+    outer = _once(walk, offset, end)
+    tag = walk.text(*outer[1]) if 1 in outer else ""
+    parts = _once(walk, *outer.get(2, (0, 0)), dims)
+    dtype = walk.text(*parts[2]) if 2 in parts else ""
+    if not tag or dtype not in DTYPES:
+        raise ValueError(f"a record named {tag!r} of type {reading.brief(dtype)} at byte {offset}")
     shape = () if dims == [0] else tuple(dims)  # MindSpore reads one dimension of 0 as a 0-d tensor
-    return tag, TensorInfo(dtype, shape), *content
+    begin, stop = parts.get(3, (0, 0))
+    return tag, TensorInfo(DTYPES[dtype], shape), (begin, stop - begin)
 
 
-def _field(data: _Window, offset: int, limit: int | None = None) -> tuple[int, int, int]:
-    """(field number, begin, end) of the field at `offset`; a varint field spans its own bytes."""
-    key, offset = _read_varint(data, offset)
-    if key & 7 == 0:
-        return key >> 3, offset, _read_varint(data, offset)[1]
-    if key & 7 != 2:
-        raise ValueError(f"wire type {key & 7} at byte {offset}")
-    length, offset = _read_varint(data, offset)
-    if offset + length > (len(data) if limit is None else limit):
-        raise ValueError(f"a field of {length} bytes at byte {offset}")
-    return key >> 3, offset, offset + length
+def _once(walk: _Walk, offset: int, end: int, dims: list[int] | None = None) -> dict[int, tuple[int, int]]:
+    """Where each field of a message lies; of one that is there twice, readers do not agree which counts.
+
+    Args:
+        dims: Takes field 1, which is a list: each number by itself, or packed.
+    """
+    found: dict[int, tuple[int, int]] = {}
+    for count, (number, begin, stop) in enumerate(walk.fields(offset, end)):
+        if count > _MOST_FIELDS:
+            raise ValueError(f"more than {_MOST_FIELDS} fields in one record at byte {begin}")
+        if number == 1 and dims is not None:
+            _add_dims(walk, begin, stop, dims)
+        elif found.setdefault(number, (begin, stop)) != (begin, stop):
+            raise ValueError(f"field {number} twice in one record at byte {begin}")
+    return found
 
 
-def _dims(data: _Window, offset: int, end: int) -> list[int]:
-    dims = []
+def _add_dims(walk: _Walk, offset: int, end: int, dims: list[int]) -> None:
     while offset < end:
-        value, offset = _read_varint(data, offset)
-        dims.append(value)
-    return dims
-
-
-def _read_varint(data: _Window, offset: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = data.byte(offset)
-        value |= (byte & 0x7F) << shift
-        offset += 1
-        if byte < 0x80:
-            return value, offset
-        shift += 7
+        value, offset = walk.varint(offset, end)
+        dims.append(reading.whole(value))
+        if len(dims) > payload.MOST_DIMENSIONS:
+            raise ValueError(f"more than {payload.MOST_DIMENSIONS} dimensions at byte {offset}")
 
 
 def _check_sizes(path: Path, tensors: Mapping[str, TensorInfo], pieces: Mapping[str, Any]) -> None:
@@ -251,8 +282,4 @@ def _check_sizes(path: Path, tensors: Mapping[str, TensorInfo], pieces: Mapping[
         expected = payload.item_bytes(info.dtype) * math.prod(info.shape)
         if found != expected:
             reason = f"tensor {name!r}: {found} bytes, {info.dtype}{list(info.shape)} needs {expected}"
-            raise payload_damaged(path, reason)
-
-
-def payload_damaged(path: Path, reason: str) -> Damaged:
-    return Damaged(f"{path}: {reason}", path=str(path), reason=reason)
+            raise reading.damaged(path, reason, tensor=name)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import struct
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
@@ -20,8 +21,7 @@ from typing import Any, BinaryIO
 
 import xxhash
 
-from ms_resume.errors import Damaged
-from ms_resume.ondisk import sums
+from ms_resume.ondisk import names, reading, sums
 from ms_resume.records import Position, TensorInfo
 
 FORMAT_VERSION = "1"
@@ -29,10 +29,15 @@ ALIGNMENT = 4096
 HEADER_LIMIT = 100_000_000
 """Readers of safetensors refuse larger headers."""
 
+MOST_DIMENSIONS = 64
+"""NumPy allows no more, and MindSpore fewer."""
+
 CRC_KEY = "crc_num"
 """MindSpore's key in `__metadata__`."""
 
 _MOST_ZEROS = 1 << 30
+_LONGEST_NAME = 4096
+_DECIMAL = re.compile(r"\d{1,18}", re.ASCII)
 _ITEM_BYTES = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1,
     "U16": 2, "I16": 2, "F16": 2, "BF16": 2,
@@ -67,8 +72,13 @@ class Header:
 
     @property
     def values(self) -> dict[str, Any]:
-        """The plain JSON values that travel beside the tensors (`state` payloads)."""
-        loaded: dict[str, Any] = json.loads(self.metadata.get("values", "{}"))
+        """The plain JSON values that travel beside the tensors (`state` payloads). Raises Damaged."""
+        try:
+            loaded = reading.parse(self.metadata.get("values", "{}").encode())
+            if not isinstance(loaded, dict):
+                raise ValueError("not a JSON object")
+        except ValueError as error:
+            raise reading.damaged(self.path, f"its plain values cannot be read ({error})") from None
         return loaded
 
 
@@ -126,7 +136,7 @@ def read_header(path: Path) -> Header:
         Damaged: It does not. The message says what was found and what was expected.
         OSError: The file cannot be read.
     """
-    with open(path, "rb") as file:
+    with reading.opened(path) as file:
         return parse_header(path, file)
 
 
@@ -136,8 +146,10 @@ def parse_header(path: Path, file: BinaryIO) -> Header:
     prefix = file.read(8)
     length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
     if not 2 <= length <= min(HEADER_LIMIT, size - 8):
-        raise _damaged(path, f"{size} bytes, not a safetensors file (header length {length})")
+        raise reading.damaged(path, f"{size} bytes, not a safetensors file (header length {length})")
     block = prefix + file.read(length)
+    if len(block) < 8 + length:
+        raise reading.damaged(path, f"ends in its header, it had {size} bytes a moment ago")
     metadata, tensors = _entries(path, block)
     _check_cover(path, tensors, 8 + length, size)
     mark, digests = _mark(path, metadata, tensors)
@@ -151,7 +163,7 @@ def described(path: Path, block: bytes) -> tuple[dict[str, TensorInfo], dict[str
 
 
 def _entries(path: Path, block: bytes) -> tuple[dict[str, str], dict[str, TensorInfo]]:
-    entries = _parse_json(path, block[8:])
+    entries = _parse_json(path, memoryview(block)[8:])
     metadata = entries.pop("__metadata__", {})
     return metadata, {name: _tensor_info(path, name, entry) for name, entry in entries.items()}
 
@@ -169,7 +181,7 @@ def read_tensor(file: BinaryIO, header: Header, name: str) -> memoryview:
     while done < len(buffer):
         count = file.readinto(buffer[done:])  # type: ignore[attr-defined]  # BinaryIO lacks readinto
         if not count:
-            raise _damaged(header.path, f"tensor {name!r}: ends {len(buffer) - done} bytes early", tensor=name)
+            raise reading.damaged(header.path, f"tensor {name!r}: ends {len(buffer) - done} bytes early", tensor=name)
         done += count
     _check_digest(header, name, digest_of(buffer))
     return buffer
@@ -193,71 +205,94 @@ def check_crc(header: Header, sinks: sums.OfTensor = lambda name: ()) -> None:
     """
     if CRC_KEY not in header.metadata:
         return
-    crc = sums.Crc()
-    with open(header.path, "rb", buffering=0) as file:
+    crc, zeros = sums.Crc(), 0
+    with reading.opened(header.path) as file:
         for name, info in sorted(header.tensors.items()):
             crc.update(name.encode())
             if info.shape == () and info.dtype in _WHOLE:
-                crc.update_zeros(_as_count(header, name, read_tensor(file, header, name)))
+                count = _as_count(header, name, read_tensor(file, header, name), _MOST_ZEROS - zeros)
+                crc.update_zeros(count)
+                zeros += count
             else:
                 _feed(file, header, name, [crc.update, *sinks(name)])
     if str(crc.value) != header.metadata[CRC_KEY]:
-        raise _damaged(header.path, f"its tensors have CRC {crc.value}, its header says {header.metadata[CRC_KEY]}")
+        said = reading.brief(header.metadata[CRC_KEY])
+        raise reading.damaged(header.path, f"its tensors have CRC {crc.value}, its header says {said}")
 
 
-def _as_count(header: Header, name: str, data: memoryview) -> int:
+def _as_count(header: Header, name: str, data: memoryview, most: int) -> int:
     count = int.from_bytes(data, "little", signed=header.tensors[name].dtype.startswith("I"))
-    if 0 <= count <= _MOST_ZEROS:
+    if 0 <= count <= most:
         return count
-    raise _damaged(header.path, f"tensor {name!r}: it is {count}, for which MindSpore has no CRC", tensor=name)
+    raise reading.damaged(header.path, f"tensor {name!r}: it is {count}, for which MindSpore has no CRC", tensor=name)
 
 
 def _feed(file: BinaryIO, header: Header, name: str, sinks: Iterable[sums.Sink]) -> None:
     info = header.tensors[name]
     if left := sums.feed(file, header.data_start + info.begin, info.end - info.begin, sinks):
-        raise _damaged(header.path, f"tensor {name!r}: ends {left} bytes early", tensor=name)
+        raise reading.damaged(header.path, f"tensor {name!r}: ends {left} bytes early", tensor=name)
+
+
+def digest_file(path: Path) -> str:
+    """The digest of a whole file, read in pieces."""
+    digest = xxhash.xxh3_128()
+    with reading.opened(path) as file:
+        sums.feed(file, 0, file.seek(0, 2), [digest.update])
+    return digest.hexdigest()
 
 
 def _check_digest(header: Header, name: str, found: str) -> None:
     expected = header.digests.get(name, found if header.mark is None else "none")
     if found != expected:
         reason = f"tensor {name!r}: its bytes have digest {found}, the header says {expected}"
-        raise _damaged(header.path, reason, tensor=name)
+        raise reading.damaged(header.path, reason, tensor=name)
 
 
-def _parse_json(path: Path, text: bytes) -> dict[str, Any]:
+def _parse_json(path: Path, text: memoryview) -> dict[str, Any]:
     try:
-        entries = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise _damaged(path, f"its header is not JSON ({error})") from None
-    if not isinstance(entries, dict) or not isinstance(entries.get("__metadata__", {}), dict):
-        raise _damaged(path, "its header is not a JSON object")
+        entries = reading.parse(text)
+    except ValueError as error:
+        raise reading.damaged(path, f"its header is not JSON ({error})") from None
+    if not isinstance(entries, dict):
+        raise reading.damaged(path, "its header is not a JSON object")
+    metadata = entries.get("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise reading.damaged(path, "its __metadata__ is not a JSON object of strings")
     return entries
 
 
 def _tensor_info(path: Path, name: str, entry: Any) -> TensorInfo:
+    if len(name) > _LONGEST_NAME:
+        raise reading.damaged(path, f"a tensor name of {len(name)} characters, at most {_LONGEST_NAME} are read")
     try:
-        begin, end = entry["data_offsets"]
-        if not all(type(number) is int for number in (*entry["shape"], begin, end)):
-            raise TypeError  # 6.1 would pass for 6
-        info = TensorInfo(entry["dtype"], tuple(entry["shape"]), begin, end)
+        begin, end = map(reading.whole, entry["data_offsets"])
+        info = TensorInfo(entry["dtype"], tuple(map(reading.whole, _shape(entry))), begin, end)
         expected = item_bytes(info.dtype) * math.prod(info.shape)
-    except (KeyError, TypeError, ValueError, OverflowError):
-        raise _damaged(path, f"tensor {name!r}: the header entry {entry!r} cannot be read", tensor=name) from None
+    except (KeyError, TypeError, ValueError):
+        reason = f"tensor {name!r}: the header entry {reading.brief(entry)} cannot be read"
+        raise reading.damaged(path, reason, tensor=name) from None
     if info.end - info.begin != expected:
-        reason = f"tensor {name!r}: {info.end - info.begin} bytes, {info.dtype}{list(info.shape)} needs {expected}"
-        raise _damaged(path, reason, tensor=name)
+        needs = f"{info.dtype}{list(info.shape)} needs {expected}"
+        reason = f"tensor {name!r}: {info.end - info.begin} bytes, {needs}"
+        raise reading.damaged(path, reason, tensor=name)
     return info
+
+
+def _shape(entry: Mapping[str, Any]) -> list[Any]:
+    shape = entry["shape"]
+    if not isinstance(shape, list) or len(shape) > MOST_DIMENSIONS:
+        raise ValueError("not a shape")
+    return shape
 
 
 def _check_cover(path: Path, tensors: Mapping[str, TensorInfo], data_start: int, size: int) -> None:
     offset = 0
     for name, info in sorted(tensors.items(), key=lambda item: (item[1].begin, item[1].end)):
         if info.begin != offset:
-            raise _damaged(path, f"tensor {name!r}: starts at {info.begin}, expected {offset}", tensor=name)
+            raise reading.damaged(path, f"tensor {name!r}: starts at {info.begin}, expected {offset}", tensor=name)
         offset = info.end
     if data_start + offset != size:
-        raise _damaged(path, f"{size} bytes, its header says {data_start + offset}")
+        raise reading.damaged(path, f"{size} bytes, its header says {data_start + offset}")
 
 
 def _mark(
@@ -266,18 +301,28 @@ def _mark(
     if "ms_resume" not in metadata:
         return None, {}
     if metadata["ms_resume"] != FORMAT_VERSION:
-        version = metadata["ms_resume"]
-        raise _damaged(path, f"format version {version!r} of ms_resume, this version reads {FORMAT_VERSION!r}")
+        version = reading.brief(metadata["ms_resume"])
+        raise reading.damaged(path, f"format version {version} of ms_resume, this version reads {FORMAT_VERSION!r}")
     try:
-        position = Position(int(metadata["epoch"]), int(metadata["step"]))
-        mark = Mark(metadata["attempt"], position, int(metadata["rank"]), metadata["role"])
-        digests: dict[str, str] = dict(json.loads(metadata["digests"]))
-    except (KeyError, ValueError, TypeError) as error:
-        raise _damaged(path, f"its ms_resume mark cannot be read ({error!r})") from None
+        position = Position(_decimal(metadata["epoch"]), _decimal(metadata["step"]))
+        mark = Mark(_attempt(metadata["attempt"]), position, _decimal(metadata["rank"]), metadata["role"])
+        digests = reading.parse(metadata["digests"].encode())
+        if not isinstance(digests, dict) or not all(isinstance(digest, str) for digest in digests.values()):
+            raise ValueError("its digests are not a JSON object of strings")
+    except (KeyError, ValueError) as error:
+        raise reading.damaged(path, f"its ms_resume mark cannot be read ({error!r})") from None
     if digests.keys() != tensors.keys():
-        raise _damaged(path, f"{len(digests)} digests for {len(tensors)} tensors")
+        raise reading.damaged(path, f"{len(digests)} digests for {len(tensors)} tensors")
     return mark, digests
 
 
-def _damaged(path: Path, reason: str, **fields: Any) -> Damaged:
-    return Damaged(f"{path}: {reason}", path=str(path), reason=reason, **fields)
+def _decimal(text: str) -> int:
+    if not _DECIMAL.fullmatch(text):
+        raise ValueError(f"{reading.brief(text)} is not a number")
+    return int(text)
+
+
+def _attempt(text: str) -> str:
+    if not names.is_attempt(text):
+        raise ValueError(f"{reading.brief(text)} is no attempt")
+    return text
