@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import stat
 import struct
 import tracemalloc
 from collections.abc import Callable
@@ -21,11 +22,12 @@ import stock_trees
 import xxhash
 from runs import tiny_run
 
-from ms_resume import locate
-from ms_resume.errors import Damaged
+from ms_resume import locate, ownership
+from ms_resume.errors import Damaged, UsageError
+from ms_resume.layouts import survey
 from ms_resume.load.source import Source
-from ms_resume.ondisk import ckpt, payload, reading, sums
-from ms_resume.records import Checkpoint, Position, TensorInfo
+from ms_resume.ondisk import ckpt, meta, names, payload, reading, sums, votes
+from ms_resume.records import Checkpoint, Position, Rejection, TensorInfo
 
 P = Position.parse
 Capture = pytest.CaptureFixture[str]
@@ -50,6 +52,379 @@ def stock(tmp_path: Path) -> Path:
     """A directory of stock MindRLHF with 0_5 and 0_10 of two ranks."""
     stock_trees.f1(tmp_path / "stock")
     return tmp_path / "stock"
+
+
+# Things that are no files
+
+
+def _socket(path: Path) -> None:
+    os.mknod(path, stat.S_IFSOCK | 0o600)
+
+
+def _device(path: Path) -> None:
+    try:
+        os.mknod(path, 0o20666, os.makedev(1, 5))  # /dev/zero
+    except PermissionError:
+        pytest.skip("only root makes devices")
+
+
+def _sparse(path: Path) -> None:
+    path.touch()
+    os.truncate(path, 1 << 40)
+
+
+NO_FILES: dict[str, tuple[Spoil, str]] = {
+    "FIFO": (os.mkfifo, "a FIFO, expected a file"),
+    "directory": (Path.mkdir, "a directory, expected a file"),
+    "socket": (_socket, "a socket, expected a file"),
+    "device": (_device, "a device, expected a file"),
+    "link out": (lambda path: path.symlink_to("/etc/passwd"), "a symbolic link, expected a file"),
+    "link to a device": (lambda path: path.symlink_to("/dev/zero"), "a symbolic link, expected a file"),
+    "link to itself": (lambda path: path.symlink_to(path), "a symbolic link, expected a file"),
+}
+
+
+@pytest.fixture(params=NO_FILES)
+def no_file(request: pytest.FixtureRequest) -> tuple[Spoil, str]:
+    return NO_FILES[request.param]
+
+
+def put(path: Path, make: Spoil) -> None:
+    path.unlink()
+    make(path)
+
+
+class TestNoFile:
+    """In the place of a file: said by its kind, not opened, not waited for."""
+
+    def test_as_a_vote(self, save: Path, capsys: Capture, no_file: tuple[Spoil, str]) -> None:
+        make, said = no_file
+        put(names.vote(save, P("1_0"), 1), make)
+        told = hostile.look_at_all(capsys, save)
+
+        assert told["locate"][0] == 0
+        assert said in told["locate"][1]
+        assert "a resume takes 0_5" in told["locate"][1]
+
+    def test_as_an_attempt_record(self, save: Path, capsys: Capture, no_file: tuple[Spoil, str]) -> None:
+        """Then nothing can be said about which checkpoints are live."""
+        make, said = no_file
+        put(names.attempt_record(save, 1), make)
+
+        for code, told in hostile.look_at_all(capsys, save).values():
+            assert code == 21
+            assert said in told
+
+    def test_as_a_payload_that_a_vote_names(self, save: Path, capsys: Capture, no_file: tuple[Spoil, str]) -> None:
+        make, said = no_file
+        put(own_trees.payload_path(save, "1_0", 1, "policy"), make)
+        told = hostile.look_at_all(capsys, save)
+
+        assert "a resume takes 0_5" in told["locate"][1]
+        assert said in told["locate"][1]
+
+    @pytest.mark.parametrize("ending", names.FORMATS)
+    def test_as_a_payload_of_stock(self, stock: Path, capsys: Capture, no_file: tuple[Spoil, str], ending: str) -> None:
+        make, said = no_file
+        path = stock_trees.payload_path(stock, "policy", 1, (0, 10))
+        path.unlink()
+        make(path.with_suffix(f".{ending}"))
+        told = hostile.look_at_all(capsys, stock)
+
+        assert "a resume takes 0_5" in told["locate"][1]
+        assert said in told["locate"][1]
+
+    def test_as_meta_json(self, stock: Path, capsys: Capture, no_file: tuple[Spoil, str]) -> None:
+        """A hint that cannot be read is a warning."""
+        make, said = no_file
+        put(stock_trees.meta_path(stock, "policy", 1), make)
+        told = hostile.look_at_all(capsys, stock)
+
+        assert "a resume takes 0_10" in told["locate"][1]
+        assert f"train/rank_1/meta.json: {said}" in told["locate"][1]
+
+    def test_to_load_from(self, save: Path, no_file: tuple[Spoil, str]) -> None:
+        make, said = no_file
+        path = own_trees.payload_path(save, "1_0", 1, "policy")
+        put(path, make)
+        with hostile.watched(save), pytest.raises(Damaged, match=said):
+            Source(path)
+
+    def test_as_a_heartbeat(self, save: Path, no_file: tuple[Spoil, str], monkeypatch: pytest.MonkeyPatch) -> None:
+        """Watched on another machine: its owner does not beat."""
+        monkeypatch.setattr(ownership, "_boot_id", lambda: "another machine")
+        no_file[0](names.heartbeat(save, 1))
+        with hostile.watched(save):
+            assert ownership.check_free(save) == 1
+
+    def test_as_meta_json_when_a_save_writes_it(self, save: Path, no_file: tuple[Spoil, str]) -> None:
+        """The save does not wait for it; it takes its place, or says that it cannot."""
+        put(save / "train" / "rank_0" / "meta.json", no_file[0])
+        with hostile.watched(save, more=[save.parent, Path("/proc"), Path("/sys")]):
+            tiny_run(save, epochs=2, resume=True).ok()
+
+        assert str(locate.latest(save).checkpoint.position) == "2_0"  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("name", ["train", "train/rank_1", "commits", "commits/attempts"])
+def test_a_directory_that_is_a_link(save: Path, capsys: Capture, name: str) -> None:
+    """What it names may lie outside: nothing there is looked at, and who made the link is told."""
+    shutil.move(save / name, save.parent / "outside")
+    (save / name).symlink_to(save.parent / "outside")
+
+    for code, told in hostile.look_at_all(capsys, save).values():
+        assert code == 21
+        assert f"{name}: a symbolic link, expected a directory" in told
+
+
+def test_a_vote_directory_that_is_a_link(save: Path, capsys: Capture) -> None:
+    """Of one position: that one is damaged."""
+    shutil.move(save / "commits" / "1_0", save.parent / "outside")
+    (save / "commits" / "1_0").symlink_to(save.parent / "outside")
+    told = hostile.look_at_all(capsys, save)
+
+    assert "a resume takes 0_5" in told["locate"][1]
+    assert "commits/1_0: a symbolic link, expected a directory" in told["locate"][1]
+
+
+@pytest.mark.parametrize("make", [Path.touch, os.mkfifo])
+@pytest.mark.parametrize("name", ["train", "train/rank_1", "commits", "commits/1_0", "commits/attempts"])
+def test_a_directory_that_is_none(save: Path, capsys: Capture, name: str, make: Spoil) -> None:
+    """Nothing lies there."""
+    shutil.rmtree(save / name)
+    make(save / name)
+
+    assert {code for code, _ in hostile.look_at_all(capsys, save).values()} <= {0, 10, 20}
+
+
+def test_a_save_directory_may_be_a_link(save: Path, capsys: Capture) -> None:
+    """A person gave it."""
+    (save.parent / "here").symlink_to(save)
+
+    assert hostile.look(capsys, save.parent / "here", "locate")[0] == 0
+
+
+def test_a_reference_directory_may_be_a_link(stock: Path, capsys: Capture) -> None:
+    """A person gave it."""
+    shutil.move(stock / "ref", stock.parent / "reference")
+    (stock.parent / "linked").symlink_to(stock.parent / "reference")
+    where = str(stock.parent / "linked")
+
+    told = hostile.look(capsys, stock, "locate", "--ref-dir", where, more=(stock.parent / "reference",))
+
+    assert "a resume takes 0_10" in told[1]
+
+
+def test_a_link_in_a_foreign_directory(tmp_path: Path, capsys: Capture) -> None:
+    """What a directory is taken for does not depend on what lies outside."""
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "policy_model_rank_0-1_0.ckpt").touch()
+    (tmp_path / "save").mkdir()
+    (tmp_path / "save" / "rank_0").symlink_to(tmp_path / "outside")
+
+    assert hostile.look(capsys, tmp_path / "save", "ls")[0] == 10
+
+
+# JSON
+
+
+DOCUMENTS = {
+    "empty": b"",
+    "deep lists": b"[" * 100_000,
+    "deep objects": b'{"a":' * 100_000,
+    "huge": b"[" + b"[]," * (30 << 20),
+    "no object": b"[]",
+    "a number": b"3",
+    "a number of many digits": b'{"epoch": ' + b"1" * 5000 + b"}",
+    "not UTF-8": b'{"format": "\xff\xfe"}',
+    "UTF-16": '{"format": "ms_resume/1"}'.encode("utf-16"),
+    "a lone surrogate": b'{"format": "ms_resume/1", "attempt": "\\ud800"}',
+    "a name twice": b'{"format": "ms_resume/1", "format": "ms_resume/1"}',
+    "not a number": b'{"format": NaN}',
+}
+
+
+@pytest.fixture(params=DOCUMENTS)
+def document(request: pytest.FixtureRequest) -> bytes:
+    return DOCUMENTS[request.param]
+
+
+class TestJson:
+    """That nobody wrote in earnest."""
+
+    def test_as_a_vote(self, save: Path, capsys: Capture, document: bytes) -> None:
+        names.vote(save, P("1_0"), 1).write_bytes(document)
+
+        assert "a resume takes 0_5" in hostile.look_at_all(capsys, save)["locate"][1]
+
+    def test_as_an_attempt_record(self, save: Path, capsys: Capture, document: bytes) -> None:
+        names.attempt_record(save, 1).write_bytes(document)
+
+        assert {code for code, _ in hostile.look_at_all(capsys, save).values()} == {21}
+
+    def test_as_meta_json(self, stock: Path, capsys: Capture, document: bytes) -> None:
+        path = stock_trees.meta_path(stock, "policy", 1)
+        path.write_bytes(document)
+
+        assert "a resume takes 0_10" in hostile.look_at_all(capsys, stock)["locate"][1]
+        assert meta.read(path.parent).position is None
+
+    def test_of_a_terabyte(self, save: Path, capsys: Capture) -> None:
+        """Without a byte in it."""
+        put(names.vote(save, P("1_0"), 1), _sparse)
+        put(save / "train" / "rank_0" / "meta.json", _sparse)
+
+        assert "a resume takes 0_5" in hostile.look_at_all(capsys, save)["locate"][1]
+
+
+@pytest.mark.parametrize(
+    ("said", "trouble"),
+    [
+        ({"last_ckpt_file": "policy_model_rank_0-0_" + "1" * 5000 + ".safetensors"}, "out of all bounds"),
+        ({"last_ckpt_file": "policy_model_rank_0-0_" + "1" * 200 + ".safetensors"}, ""),
+        ({"last_epoch": -1}, "out of all bounds"),
+        ({"last_epoch": 10**400}, "out of all bounds"),
+        ({"last_step": True}, "wrong types"),
+        ({"last_ckpt_file": "../../etc/passwd"}, ""),
+        ({"last_ckpt_file": "/etc/passwd"}, ""),
+        ({"last_ckpt_file": "\ud800"}, ""),
+    ],
+)
+def test_values_of_meta_json(stock: Path, capsys: Capture, said: dict[str, Any], trouble: str) -> None:
+    """A name in it is compared, never opened."""
+    path = stock_trees.meta_path(stock, "policy", 1)
+    path.write_text(json.dumps(json.loads(path.read_bytes()) | said))
+
+    assert "a resume takes 0_10" in hostile.look_at_all(capsys, stock)["locate"][1]
+    assert trouble in meta.read(path.parent).trouble
+
+
+# Votes and records
+
+
+PATHS = [
+    "/etc/passwd", "../x", "train/../../x", "train/rank_1/../../../x", "train/\0", "train/\ud800", "", ".", "train",
+    "a/" * 9000, "train/rank_1/" + "x" * 9000, "train/rank_1/meta.json", "link/policy_model_rank_1-1_0.safetensors",
+    "train/rank_1//policy_model_rank_1-1_0.safetensors", "./train/rank_1/policy_model_rank_1-1_0.safetensors",
+    "train/rank_0/policy_model_rank_0-1_0.safetensors", "train/rank_1/policy_model_rank_1-0_5.safetensors",
+    "optimizer/rank_1/optimizer_rank_1-1_0.safetensors", "train/rank_1/policy_model_rank_1-1_00.safetensors",
+]  # fmt: skip  # one list
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: ascii(path)[:50])
+def test_paths_in_a_vote(save: Path, capsys: Capture, path: str) -> None:
+    """Only this rank's own payload of this role in its place, and of this position, can be named."""
+    (save / "link").symlink_to(save / "train" / "rank_1")
+    own_trees.edit_vote(save, "1_0", 1, lambda vote: vote["files"][0].update(path=path))
+
+    assert "a resume takes 0_5" in hostile.look_at_all(capsys, save)["locate"][1]
+    with pytest.raises(Damaged):
+        votes.read(names.vote(save, P("1_0"), 1))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"world_size": 1 << 40}, {"world_size": 10**4000}, {"world_size": True}, {"world_size": 1}, {"rank": -1},
+        {"parallel": 3}, {"metrics": []}, {"tool": "x"}, {"config": None}, {"layout": [1]}, {"created_at": {}},
+        {"attempt": "x"}, {"attempt": "\ud800"}, {"attempt": "1\n-0123456789abcdef"}, {"steps_per_epoch": 10**4000},
+        {"global_step": 1.0}, {"epoch": float("nan")}, {"step": float("inf")}, {"files": [{}]}, {"files": None},
+    ],
+    ids=lambda change: ascii(change)[:50],
+)  # fmt: skip  # one list
+def test_values_in_a_vote(save: Path, capsys: Capture, change: dict[str, Any]) -> None:
+    """Of the wrong kind, or out of all bounds."""
+    own_trees.edit_vote(save, "1_0", 1, lambda vote: vote.update(change))
+
+    assert "a resume takes 0_5" in hostile.look_at_all(capsys, save)["locate"][1]
+    with pytest.raises(Damaged):
+        votes.read(names.vote(save, P("1_0"), 1))
+
+
+@pytest.mark.parametrize("change", [{"bytes": -1}, {"bytes": 1.5}, {"bytes": True}, {"digest": "x"}, {"attempt": "x"}])
+def test_values_of_a_file_in_a_vote(save: Path, change: dict[str, Any]) -> None:
+    own_trees.edit_vote(save, "1_0", 1, lambda vote: vote["files"][0].update(change))
+
+    with pytest.raises(Damaged):
+        votes.read(names.vote(save, P("1_0"), 1))
+
+
+def test_a_role_twice_in_a_vote(save: Path) -> None:
+    """Which of the two is checked and which is loaded must not be a question."""
+    own_trees.edit_vote(save, "1_0", 1, lambda vote: vote["files"].append(vote["files"][0]))
+
+    with pytest.raises(Damaged, match="one for each role"):
+        votes.read(names.vote(save, P("1_0"), 1))
+
+
+def test_votes_of_a_world_that_nobody_has(save: Path, capsys: Capture) -> None:
+    """The ranks that are missing are not all listed."""
+    for rank in (0, 1):
+        own_trees.edit_vote(save, "1_0", rank, lambda vote: vote.update(world_size=names.MOST_RANKS))
+    told = hostile.look_at_all(capsys, save, megabytes=60)
+
+    assert "a resume takes 0_5" in told["locate"][1]
+    assert len(locate.latest(save).rejected[0].ranks) == survey.MOST_LISTED
+
+
+@pytest.mark.parametrize("rank", [names.MOST_RANKS - 1, names.MOST_RANKS, 1 << 40, 10**200])
+def test_a_rank_directory_that_nobody_has(stock: Path, capsys: Capture, rank: int) -> None:
+    """Its number is a claim: nothing of that length is made."""
+    (stock / "train" / f"rank_{rank}").mkdir()
+
+    told = hostile.look_at_all(capsys, stock, megabytes=60)
+    assert told["locate"][0] == (10 if rank < names.MOST_RANKS else 0)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"attempt": "000001-\ud800"}, {"attempt": 3}, {"attempt": "000001-x"}, {"world_size": "2"},
+        {"pid": "../../etc"}, {"pid": -1}, {"boot_id": []}, {"label": 3}, {"from": 3},
+        {"from": {"epoch": 1.5, "step": 1, "attempt": None}},
+        {"from": {"epoch": 10**400, "step": 1, "attempt": None}}, {"from": {"epoch": 0, "step": 5, "attempt": {}}},
+        {"from": {"epoch": "0", "step": "5", "attempt": None}}, {"from": {"epoch": 0, "step": 5, "attempt": "x"}},
+        {"from": {"epoch": 0, "step": 5, "attempt": None, "save": 3}},
+        {"dead_stock": 3}, {"dead_stock": [3]}, {"dead_stock": [{"epoch": 0, "step": 5, "files": [["x", 1]]}]},
+        {"dead_stock": [{"epoch": 0, "step": 5, "files": [["/etc/passwd", 1, 2]]}]},
+        {"dead_stock": [{"epoch": 0, "step": 5, "files": [["train/../../x", 1, 2]]}]},
+        {"dead_stock": [{"epoch": 0, "step": 5, "files": [["train/\0", 1, 2]]}]},
+    ],
+    ids=lambda change: ascii(change)[:60],
+)  # fmt: skip  # one list
+def test_values_in_an_attempt_record(save: Path, capsys: Capture, change: dict[str, Any]) -> None:
+    """Then nothing can be said about which checkpoints are live."""
+    record = names.attempt_record(save, 1)
+    record.write_text(json.dumps(json.loads(record.read_bytes()) | change))
+
+    for code, told in hostile.look_at_all(capsys, save).values():
+        assert code == 21
+        assert "000001.json: not an attempt record" in told
+
+
+def test_dead_stock_behind_a_link(stock: Path, tmp_path: Path) -> None:
+    """A record that names a file behind a link learns nothing about it."""
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "x").write_bytes(b"12345")
+    (stock / "link").symlink_to(tmp_path / "outside")
+    dead = attempts_with(dead_stock=[{"epoch": 0, "step": 10, "files": [["link/x", 4, 0]]}])
+    names.attempts(stock).mkdir(parents=True)
+    names.attempt_record(stock, 1).write_text(json.dumps(dead))
+
+    assert isinstance(locate.latest(stock).rejected[0], Rejection)
+
+
+def attempts_with(**change: Any) -> dict[str, Any]:
+    return {"format": "ms_resume/1", "attempt": f"000001-{0:016x}", "from": None, "world_size": 2} | change
+
+
+def test_a_vote_that_nobody_could_read_is_not_written(save: Path) -> None:
+    """What the reader refuses, the writer does not write."""
+    vote = votes.read(names.vote(save, P("1_0"), 1))
+    large = {"metrics": {"rewards": "x" * reading.DOCUMENT_LIMIT}}
+
+    with pytest.raises(UsageError, match="metrics"):
+        votes.encode(type(vote)(**{name: getattr(vote, name) for name in type(vote).__slots__} | large))
 
 
 # Headers

@@ -175,7 +175,7 @@ class TestOurs:
     def test_votes_of_more_ranks_than_there_are_now_are_ignored(self, save: Path) -> None:
         """A rank of a larger, older world beside a whole checkpoint is a warning."""
         stranger = own_trees.vote_path(save, "1_0", 2)
-        stranger.write_bytes(own_trees.vote_path(save, "1_0", 1).read_bytes())
+        stranger.write_bytes(own_trees.vote_path(save, "1_0", 1).read_bytes().replace(b"rank_1", b"rank_2"))
         own_trees.edit_vote(save, "1_0", 2, lambda vote: vote.update(rank=2, world_size=3))
 
         judged = judge(save, "1_0")

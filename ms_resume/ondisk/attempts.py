@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from ms_resume.errors import Damaged
-from ms_resume.ondisk import names, seal
+from ms_resume.ondisk import names, reading, seal
 from ms_resume.records import Attempt, DeadStock, Origin, Position
+
+_WORDS = ("host", "boot_id", "pid_namespace", "created_at", "label")
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,44 +102,80 @@ def document(attempt: Attempt) -> dict[str, Any]:
 
 def _read(path: Path) -> Attempt:
     try:
-        attempt = decode(seal.decode(path.read_bytes()))
+        attempt = decode(seal.decode(reading.content(path)))
         if f"{attempt.ordinal:06d}.json" != path.name:
             raise ValueError(f"it says it is attempt {attempt.attempt}")
         return attempt
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, Damaged) as error:
+        why = error.fields["reason"] if isinstance(error, Damaged) else error
         raise Damaged(
-            f"{path}: not an attempt record ({error}), so it cannot be said which checkpoints are live",
+            f"{path}: not an attempt record ({why}), so it cannot be said which checkpoints are live",
             hint="restore that file from a backup, or move it away to return to the attempt before it",
             path=str(path),
         ) from None
 
 
 def decode(document: Mapping[str, Any]) -> Attempt:
-    known = {key: document[key] for key in Attempt.__slots__ if key in document and key != "dead_stock"}
-    raw = document["from"]
-    origin = None if raw is None else Origin(_position(raw), raw["attempt"], raw.get("save"))
-    dead = tuple(
-        DeadStock(_position(entry), tuple((path, size, mtime) for path, size, mtime in entry["files"]))
-        for entry in document.get("dead_stock", ())
+    """Raises ValueError, KeyError, TypeError or AttributeError where it is not a record."""
+    known: dict[str, Any] = {key: _word(document[key]) for key in _WORDS if key in document}
+    known |= {key: reading.whole(document[key]) for key in ("pid", "pid_start") if key in document}
+    dead = tuple(_dead_stock(entry) for entry in document.get("dead_stock", ()))
+    return Attempt(
+        attempt=_name(document["attempt"]),
+        origin=None if document["from"] is None else _origin(document["from"]),
+        world_size=reading.whole(document["world_size"], most=names.MOST_RANKS),
+        dead_stock=dead,
+        **known,
     )
-    return Attempt(origin=origin, dead_stock=dead, **known)
+
+
+def _origin(document: Mapping[str, Any]) -> Origin:
+    attempt, save = document["attempt"], document.get("save")
+    return Origin(
+        position=_position(document),
+        attempt=None if attempt is None else _name(attempt),
+        save=None if save is None else _word(save),
+    )
+
+
+def _dead_stock(document: Mapping[str, Any]) -> DeadStock:
+    files = tuple((path, reading.whole(size), _mtime(mtime)) for path, size, mtime in document["files"])
+    if wrong := [path for path, _, _ in files if not names.stays_inside(path)]:
+        raise ValueError(f"it names {reading.brief(wrong[0])}, outside the save directory")
+    return DeadStock(_position(document), files)
+
+
+def _mtime(value: object) -> int:
+    return reading.whole(value, least=-(1 << 63))  # a file may be older than 1970
 
 
 def _position(document: Mapping[str, Any]) -> Position:
-    return Position(int(document["epoch"]), int(document["step"]))
+    return Position(reading.whole(document["epoch"]), reading.whole(document["step"]))
+
+
+def _name(value: object) -> str:
+    if not names.is_attempt(value):
+        raise ValueError(f"{reading.brief(value)} is no attempt")
+    return str(value)
+
+
+def _word(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{reading.brief(value)} is no text")
+    return value
 
 
 def _ordinals(save: Path) -> list[int]:
-    try:
-        found = [names.parse_attempt_record(path.name) for path in names.attempts(save).iterdir()]
-    except (FileNotFoundError, NotADirectoryError):
-        return []
+    found = map(names.parse_attempt_record, reading.listed(names.attempts(save)))
     return [ordinal for ordinal in found if ordinal is not None]
 
 
 def _unchanged(save: Path, path: str, size: int, mtime_ns: int) -> bool:
+    file = save / path
     try:
-        status = (save / path).stat()
-    except FileNotFoundError:
+        if not file.parent.resolve().is_relative_to(save.resolve()):
+            return True  # behind a link, where nothing is looked at
+        status = file.lstat()
+    except (FileNotFoundError, NotADirectoryError):
         return True  # gone, or renamed aside by a save of ours: it cannot come alive
     return (status.st_size, status.st_mtime_ns) == (size, mtime_ns)

@@ -9,8 +9,14 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from ms_resume.ondisk import names
+from ms_resume.errors import Damaged
+from ms_resume.ondisk import names, reading
 from ms_resume.records import Position
+
+_LIMIT = 64 << 10
+_TOO_LARGE = 10**18
+_LONGEST_NAME = 255
+"""What file systems allow."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,9 +34,11 @@ def encode(position: Position, file: str) -> bytes:
 
 def read(rank_dir: Path) -> Meta:
     try:
-        text = (rank_dir / names.META).read_bytes().decode(errors="replace")
-    except FileNotFoundError:
+        text = reading.content(rank_dir / names.META, _LIMIT).decode(errors="replace")
+    except (FileNotFoundError, NotADirectoryError):
         return Meta(None, trouble="missing")
+    except Damaged as error:
+        return Meta(None, trouble=error.fields["reason"])
     if not text.strip("\0 \n"):
         return Meta(None, trouble="empty")
     try:
@@ -40,6 +48,8 @@ def read(rank_dir: Path) -> Meta:
         return Meta(None, trouble="torn")
     if type(epoch) is not int or type(step) is not int or type(file) is not str:
         return Meta(None, trouble="its values have the wrong types")
+    if not 0 <= min(epoch, step) <= max(epoch, step) < _TOO_LARGE or len(file) > _LONGEST_NAME:
+        return Meta(None, trouble="its values are out of all bounds")
     return Meta(Position(epoch, step), file, _trouble(text[end:], file, Position(epoch, step)))
 
 

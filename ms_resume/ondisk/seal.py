@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from ms_resume.ondisk import payload
+from ms_resume.ondisk import payload, reading
 
 KEY = "digest"
 _LAST = f',\n "{KEY}": "'.encode()
@@ -22,12 +22,16 @@ def encode(document: Mapping[str, Any]) -> bytes:
     return body + _LAST + payload.digest_of(body).encode() + b'"\n}\n'
 
 
+def _brief(said: object) -> str:
+    return said[: len(payload.digest_of(b""))] if isinstance(said, str) else reading.brief(said)
+
+
 def decode(content: bytes) -> Any:
     """The JSON of a file. Raises ValueError where it is none, or was changed; one from before there were digests has
     none, and is taken as it stands."""
-    document = json.loads(content)
+    document = reading.parse(content)
     if isinstance(document, dict) and KEY in document:
         found = payload.digest_of(content.rpartition(_LAST)[0])
         if found != document[KEY]:
-            raise ValueError(f"its bytes have digest {found}, it says {document[KEY]}")
+            raise ValueError(f"its bytes have digest {found}, it says {_brief(document[KEY])}")
     return document

@@ -2,80 +2,106 @@
 
 from __future__ import annotations
 
-import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ms_resume.errors import Damaged
-from ms_resume.ondisk import abreast, names, seal
+from ms_resume.errors import Damaged, UsageError
+from ms_resume.ondisk import abreast, names, reading, seal
 from ms_resume.records import Payload, Position, Vote
 
 FORMAT = "ms_resume/1"
 
+_DIGEST = re.compile(r"[0-9a-f]{32}", re.ASCII)
+_NUMBERS = ("rank", "world_size", "global_step", "steps_per_epoch")
+_OBJECTS = ("parallel", "config", "model_config", "metrics", "tool")
+_STRINGS = ("attempt", "layout", "created_at")
+
 
 def encode(vote: Vote) -> bytes:
+    """Raises UsageError where it is longer than what is read of a vote."""
     plain = asdict(vote)
     position = plain.pop("position")
     plain["files"] = list(plain["files"])
     document = {"format": FORMAT, "epoch": position["epoch"], "step": position["step"], **plain}
-    return seal.encode(document)
+    content = seal.encode(document)
+    if len(content) > reading.DOCUMENT_LIMIT:
+        raise UsageError(
+            f"the vote of {vote.position} has {len(content)} bytes, at most {reading.DOCUMENT_LIMIT} are read of one",
+            hint="give `save` fewer metrics, and the Checkpointer a smaller model_config",
+        )
+    return content
 
 
 def read(path: Path) -> Vote:
     """Raises Damaged where the file is no vote of a format this version knows; OSError where it cannot be read."""
-    return decode(path, path.read_bytes())
+    return decode(path, reading.content(path))
 
 
 def author(path: Path) -> str:
     """The attempt that cast a vote, wherever the file lies now. Raises as `read` does."""
     try:
-        return _vote(seal.decode(path.read_bytes())).attempt
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise _damaged(path, f"not a vote ({error!r})") from None
+        return _vote(seal.decode(reading.content(path))).attempt
+    except (ValueError, KeyError, TypeError) as error:
+        raise reading.damaged(path, f"not a vote ({error!r})") from None
 
 
 def decode(path: Path, content: bytes) -> Vote:
     try:
         document = seal.decode(content)
         if document["format"] != FORMAT:
-            raise _damaged(path, f"format {document['format']!r}, this version reads {FORMAT!r}")
+            said = reading.brief(document["format"])
+            raise reading.damaged(path, f"format {said}, this version reads {FORMAT!r}")
         vote = _vote(document)
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise _damaged(path, f"not a vote ({error!r})") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise reading.damaged(path, f"not a vote ({error!r})") from None
     _check_place(path, vote)
     return vote
 
 
 def _vote(document: Mapping[str, Any]) -> Vote:
-    known = {key: document[key] for key in Vote.__slots__ if key in document and key not in ("position", "files")}
-    for key in ("epoch", "step", "rank", "world_size", "global_step", "steps_per_epoch"):
-        if type(document[key]) is not int:
-            raise TypeError(f"{key} {document[key]!r} is no whole number")
+    known = {key: document[key] for key in (*_OBJECTS, *_STRINGS) if key in document}
+    _check_kinds(known)
+    known |= {key: reading.whole(document[key]) for key in _NUMBERS}
+    position = Position(reading.whole(document["epoch"]), reading.whole(document["step"]))
     files = tuple(_payload(file) for file in document["files"])
-    vote = Vote(position=Position(document["epoch"], document["step"]), files=files, **known)
-    if type(vote.attempt) is not str or vote.world_size < 1 or not files:
-        raise ValueError(f"attempt {vote.attempt!r}, world size {vote.world_size}, {len(files)} files")
+    vote = Vote(position=position, files=files, **known)
+    if not vote.rank < vote.world_size <= names.MOST_RANKS:
+        raise ValueError(f"rank {vote.rank} of {vote.world_size}")
+    if not files or len({file.role for file in files}) < len(files):
+        raise ValueError(f"it names {len(files)} files, expected one for each role")
     return vote
 
 
+def _check_kinds(known: Mapping[str, Any]) -> None:
+    for keys, kind in ((_OBJECTS, dict), (_STRINGS, str)):
+        if wrong := [key for key in keys if key in known and not isinstance(known[key], kind)]:
+            raise TypeError(f"{wrong[0]} {reading.brief(known[wrong[0]])}")
+    if not names.is_attempt(known.get("attempt")):
+        raise ValueError(f"attempt {reading.brief(known.get('attempt'))}")
+
+
 def _payload(file: Mapping[str, Any]) -> Payload:
-    words = [file[key] for key in ("role", "path", "digest", "attempt")]
-    if type(file["bytes"]) is not int or not all(type(word) is str for word in words):
-        raise TypeError(f"a file {file!r}")
-    role, path, digest, attempt = words
-    return Payload(role, path, file["bytes"], digest, attempt)
+    role, path, digest, attempt = words = [file[key] for key in ("role", "path", "digest", "attempt")]
+    if not all(type(word) is str for word in words) or not _DIGEST.fullmatch(digest) or not names.is_attempt(attempt):
+        raise ValueError(f"a file {reading.brief(file)}")
+    return Payload(role, path, reading.whole(file["bytes"]), digest, attempt)
 
 
 def _check_place(path: Path, vote: Vote) -> None:
     place = (path.parent.name.partition(".")[0], path.name)
     said = (str(vote.position), f"rank_{vote.rank}.json")
     if place != said:
-        raise _damaged(path, f"it says that it is {'/'.join(said)}")
+        raise reading.damaged(path, f"it says that it is {'/'.join(said)}")
     for payload in vote.files:
-        if payload.path.startswith("/") or ".." in payload.path.split("/"):
-            raise _damaged(path, f"it names {payload.path!r}, outside the save directory")
+        name = names.parse_payload_path(payload.path, payload.role)
+        if name is None or name.rank != vote.rank:
+            where = "not in its place" if names.stays_inside(payload.path) else "outside the save directory"
+            raise reading.damaged(path, f"it names {reading.brief(payload.path)} as {payload.role[:20]!r}, {where}")
+        if name.position != vote.position and payload.role != "ref":
+            raise reading.damaged(path, f"it names {payload.path}, which is not of {vote.position}")
 
 
 def read_all(directory: Path, limit: int | None = None) -> tuple[dict[int, Vote], list[Damaged]]:
@@ -84,14 +110,20 @@ def read_all(directory: Path, limit: int | None = None) -> tuple[dict[int, Vote]
     Args:
         limit: Read no more than so many files.
     """
-    ranks = sorted(_ranks(directory))[:limit]
+    try:
+        ranks = sorted(_ranks(directory))[:limit]
+    except Damaged as error:
+        return {}, [error]
     found = list(abreast.each(lambda rank: _read_or_say(directory / f"rank_{rank}.json"), ranks, directory))
     return {vote.rank: vote for vote in found if isinstance(vote, Vote)}, [e for e in found if isinstance(e, Damaged)]
 
 
 def any_in(directory: Path) -> bool:
     """Whether a vote lies there; a save that died leaves an empty directory."""
-    return any(True for _ in _ranks(directory))
+    try:
+        return any(True for _ in _ranks(directory))
+    except Damaged:
+        return False
 
 
 def _read_or_say(path: Path) -> Vote | Damaged | None:
@@ -105,12 +137,4 @@ def _read_or_say(path: Path) -> Vote | Damaged | None:
 
 
 def _ranks(directory: Path) -> Iterator[int]:
-    try:
-        listed = os.listdir(directory)
-    except FileNotFoundError:
-        return iter(())
-    return (rank for name in listed if (rank := names.parse_vote(name)) is not None)
-
-
-def _damaged(path: Path, reason: str) -> Damaged:
-    return Damaged(f"{path}: {reason}", path=str(path), reason=reason)
+    return (rank for name in reading.listed(directory) if (rank := names.parse_vote(name)) is not None)
