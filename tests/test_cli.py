@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -9,11 +10,11 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import own_trees
 import pytest
@@ -449,36 +450,43 @@ class TestBadEnds:
         assert (ended.returncode, ended.stderr) == (141, b"")
 
     def test_control_c(self, save: Path) -> None:
-        """Quiet, 130. It waits in the middle of its work for a record that is a pipe."""
-        record = save / "commits" / "attempts" / "000001.json"
-        record.unlink()
-        os.mkfifo(record)
-        words = [*MODULE, "locate", str(save)]
+        """Quiet, 130. It is in the middle of its work."""
+        waiting, ready = os.pipe()
+        stops = f"attempts.read_all = lambda save: (os.write({ready}, b'!'), time.sleep(60))"
+        code = f"import os, time; from ms_resume import cli; from ms_resume.ondisk import attempts; {stops}"
+        words = [sys.executable, "-c", f"{code}; raise SystemExit(cli.main(['ls', {str(save)!r}]))"]
         # A background job, as CI may be, ignores Ctrl-C, and so would what it starts.
         default = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        with subprocess.Popen(words, **pipes, preexec_fn=default) as process:
-            fd = _open_for_writing(record, process)
-            time.sleep(0.3)  # a signal between open() and read() would not wake the read
+        with subprocess.Popen(words, **pipes, preexec_fn=default, pass_fds=[ready]) as process:
+            os.close(ready)
+            assert os.read(waiting, 1) == b"!"
             process.send_signal(signal.SIGINT)
             try:
                 out, err = process.communicate(timeout=20)
             finally:
                 process.kill()
-        os.close(fd)
+        os.close(waiting)
 
         assert (process.returncode, out, err) == (130, b"", b"")
 
-    def test_a_directory_that_cannot_be_read(self, tmp_path: Path, capsys: Capture) -> None:
+    def test_a_directory_that_cannot_be_read(
+        self, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """Exit 40 with the path and the cause."""
         stock_trees.f1(tmp_path / "save")
-        shutil.rmtree(tmp_path / "save" / "optimizer")
-        (tmp_path / "save" / "optimizer").symlink_to("optimizer")
+        real = os.open
 
+        def fails(path: Any, *args: Any, **kwargs: Any) -> int:
+            if str(path).endswith("save/optimizer"):
+                raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+            return real(path, *args, **kwargs)
+
+        monkeypatch.setattr(os, "open", fails)
         called = call(capsys, "locate", tmp_path / "save")
 
         assert called.code == 40
-        assert "save/optimizer: cannot be read: Too many levels of symbolic links" in called.err
+        assert "save/optimizer: cannot be read: Input/output error" in called.err
 
     def test_a_damaged_attempt_record(self, save: Path, capsys: Capture) -> None:
         """Exit 21, whatever the command: nothing can be said about which checkpoints are live."""
@@ -539,14 +547,3 @@ def _processor_time_s(words: list[str]) -> float:
     process.returncode = os.waitstatus_to_exitcode(status)
     assert process.returncode == 0
     return used.ru_utime + used.ru_stime
-
-
-def _open_for_writing(fifo: Path, reader: subprocess.Popen[bytes]) -> int:
-    """Opens a pipe as soon as `reader` waits at its other end."""
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline and reader.poll() is None:
-        try:
-            return os.open(fifo, os.O_WRONLY | os.O_NONBLOCK)
-        except OSError:
-            time.sleep(0.01)
-    raise AssertionError("nobody opened the pipe")

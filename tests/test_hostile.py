@@ -669,6 +669,59 @@ def test_a_ckpt_that_becomes_shorter(stock: Path) -> None:
         ckpt.read_tensor(contents, "w")
 
 
+# Names
+
+
+@pytest.mark.parametrize("where", ["", "train", "train/rank_0", "commits", "commits/1_0", "commits/attempts"])
+def test_names_that_are_no_text(save: Path, capsys: Capture, where: str) -> None:
+    """Beside what is known, nobody minds."""
+    (save / where / os.fsdecode(b"\xff\xfe")).touch()
+
+    told = hostile.look_at_all(capsys, save)
+    assert "a resume takes 1_0" in told["locate"][1]
+
+
+@pytest.mark.parametrize("name", [b"\xff", b"iteration_1\xff", b"rank_0"])
+def test_a_directory_whose_name_is_no_text(tmp_path: Path, name: bytes, finished: Path) -> None:
+    """Printed as far as it can be, on any standard output, as text and as JSON."""
+    odd = tmp_path / os.fsdecode(b"s\xe4ve")
+    shutil.copytree(finished, odd, symlinks=True)
+    empty = tmp_path / "empty"
+    (empty / os.fsdecode(name)).mkdir(parents=True)
+
+    for directory in (odd, empty):
+        for words in hostile.COMMANDS:
+            for extra in ((), ("--json",)):
+                ended = hostile.in_a_process(words[0], str(directory), *words[1:], *extra)
+                assert ended.returncode == (0 if directory == odd else 10 if name != b"iteration_1\xff" else 2)
+                assert b"Traceback" not in ended.stderr
+
+
+def test_junk_beside_everything(save: Path) -> None:
+    """Names that are none of ours are not gathered: memory does not grow with them."""
+    for where in ("", "train", "train/rank_0", "commits", "commits/1_0", "commits/attempts"):
+        for number in range(3000):
+            (save / where / f"junk-{number:060d}").touch()
+    assert locate.latest(save).checkpoint is not None
+    tracemalloc.start()
+    try:
+        found = locate.latest(save).checkpoint
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+    assert found is not None
+    assert peak < 200_000
+
+
+def test_two_formats_at_one_position(stock: Path) -> None:
+    """The same one is taken whatever the order in which the file system lists them."""
+    path = stock_trees.payload_path(stock, "policy", 1, (0, 10))
+    path.with_suffix(".ckpt").write_bytes(b"")
+
+    assert survey.take(stock).payloads[P("0_10")]["policy", 1] == path
+
+
 def test_a_whole_directory_stays_whole(save: Path, stock: Path, capsys: Capture) -> None:
     """No false alarm: what all the above is built on is fine."""
     for directory in (save, stock):

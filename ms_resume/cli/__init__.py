@@ -9,6 +9,7 @@ NumPy: a login node will do.
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import sys
@@ -39,6 +40,8 @@ _BROKEN_PIPE = 141
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit code. Nothing is raised, whatever happens."""
     words = list(sys.argv[1:] if argv is None else argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names need not be text
     try:
         code = _run(words)
         sys.stdout.flush()  # here, where a reader that has left can still be met quietly

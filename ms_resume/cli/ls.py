@@ -119,7 +119,7 @@ def _of_rejection(holding: Holding, rejection: Rejection) -> Row:
 def _size_now(path: Path) -> int:
     """0 of a file that went away after it was listed: a job that is running clears its torn positions."""
     try:
-        return path.stat().st_size
+        return path.lstat().st_size
     except FileNotFoundError:
         return 0
 

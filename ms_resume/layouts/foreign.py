@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import fnmatch
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+from ms_resume.errors import Damaged
+from ms_resume.ondisk import reading
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +41,18 @@ _KINDS = (
 def recognise(directory: Path) -> Foreign | None:
     """What `directory` holds, by names alone; None where nothing is known."""
     for layout, pattern, advice in _KINDS:
-        if (evidence := next(directory.glob(pattern), None)) is not None:
+        if (evidence := next(_matching(directory, Path(pattern).parts), None)) is not None:
             return Foreign(layout, evidence.relative_to(directory), advice)
     return None
+
+
+def _matching(directory: Path, parts: tuple[str, ...], *, given: bool = True) -> Iterator[Path]:
+    """As `glob` does, but behind no symbolic link that lies in the directory."""
+    try:
+        for name in fnmatch.filter(reading.listed(directory, follow=given), parts[0]):
+            if len(parts) == 1:
+                yield directory / name
+            else:
+                yield from _matching(directory / name, parts[1:], given=False)
+    except Damaged:
+        return
