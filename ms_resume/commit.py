@@ -17,7 +17,7 @@ from pathlib import Path
 
 from ms_resume import removal
 from ms_resume.errors import Damaged, DiskError, MsResumeError, Superseded
-from ms_resume.ondisk import atomic, meta, names, payload, votes
+from ms_resume.ondisk import atomic, meta, names, payload, reading, votes
 from ms_resume.ownership import assert_owner
 from ms_resume.records import Payload, Position, Vote, Writer, ordinal_of
 
@@ -146,7 +146,7 @@ def record_meta(writer: Writer, files: dict[str, Path]) -> list[str]:
         path = names.rank_dir(writer.save, role, writer.rank) / names.META
         content = meta.encode(named.position, files[role].name)
         try:
-            if not path.exists() or path.read_bytes() != content:
+            if not _holds(path, content):
                 atomic.make_dirs(path.parent)
                 assert_owner(writer)
                 atomic.replace(path, content, writer.attempt.attempt)
@@ -154,6 +154,13 @@ def record_meta(writer: Writer, files: dict[str, Path]) -> list[str]:
             said = error.message if isinstance(error, DiskError) else str(error)
             warnings.append(f"{said}; the checkpoint counts, the next save repairs this")
     return warnings
+
+
+def _holds(path: Path, content: bytes) -> bool:
+    try:
+        return reading.content(path) == content
+    except (FileNotFoundError, Damaged):
+        return False
 
 
 def point_latest(writer: Writer, position: Position) -> None:

@@ -20,14 +20,15 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from ms_resume.errors import DirectoryInUse, DiskError, Superseded
+from ms_resume.errors import Damaged, DirectoryInUse, DiskError, Superseded
 from ms_resume.layouts import ours
 from ms_resume.layouts.survey import Survey
-from ms_resume.ondisk import atomic, attempts, names
+from ms_resume.ondisk import atomic, attempts, names, reading
 from ms_resume.records import Attempt, DeadStock, Origin, Writer
 
 _USUAL_BEAT_S = 5.0
 _SLOWEST_BEAT_S = 3600.0
+_LONGEST_BEAT = 4096
 
 
 def now() -> str:
@@ -239,7 +240,10 @@ def _read_proc(path: str) -> str:
 
 
 def _heartbeat_moves(path: Path) -> bool:
-    if not path.exists():
+    try:
+        if reading.size(path) > _LONGEST_BEAT:
+            return False
+    except (FileNotFoundError, Damaged):
         return False
     first = _read_proc(str(path))
     deadline = time.monotonic() + 2.5 * _interval_s(first)

@@ -18,7 +18,7 @@ from ms_resume import commit, layouts, locate, ownership, removal, retention, ve
 from ms_resume.errors import DiskError, NothingToResume, UsageError
 from ms_resume.layouts import SaveDirectory, ours, survey
 from ms_resume.layouts.survey import Survey
-from ms_resume.ondisk import atomic, meta, names, votes
+from ms_resume.ondisk import atomic, meta, names, reading, votes
 from ms_resume.records import Attempt, Checkpoint, Origin, Position, Rejection, Writer
 from ms_resume.retention import Keep, Plan
 
@@ -261,6 +261,7 @@ def _keep(writer: Writer, path: Path) -> Path | None:
     """A copy of a broken one, so that a `meta.json` is there at every moment; a whole one has nothing worth keeping."""
     if meta.read(path.parent).trouble in ("", "missing"):
         return None
+    reading.content(path)  # raises where it is no file, or too large to be copied
     ownership.assert_owner(writer)
     kept = names.broken(path)
     try:

@@ -73,7 +73,10 @@ def wanted(standing: Sequence[Standing], keep: Keep) -> set[Position]:
 
 
 def _number(value: object) -> float | None:
-    return float(value) if isinstance(value, (int, float)) and not math.isnan(value) else None
+    try:
+        return float(value) if isinstance(value, (int, float)) and not math.isnan(value) else None
+    except OverflowError:  # a whole number of hundreds of digits
+        return None
 
 
 def removable(standing: Sequence[Standing], *, keep_last: int, protected: Collection[Position] = ()) -> list[Position]:

@@ -5,6 +5,7 @@ Each case was found by hand or by `test_fuzz.py` and went wrong once, or is the 
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -22,7 +23,7 @@ import stock_trees
 import xxhash
 from runs import tiny_run
 
-from ms_resume import locate, ownership
+from ms_resume import cli, locate, ownership
 from ms_resume.errors import Damaged, UsageError
 from ms_resume.layouts import survey
 from ms_resume.load.source import Source
@@ -720,6 +721,93 @@ def test_two_formats_at_one_position(stock: Path) -> None:
     path.with_suffix(".ckpt").write_bytes(b"")
 
     assert survey.take(stock).payloads[P("0_10")]["policy", 1] == path
+
+
+# What changes meanwhile, and what cannot be read
+
+
+CALLS = ("open", "lstat", "stat", "scandir")
+
+
+class _Meddler:
+    """Does something to what is looked at, just before the n-th look."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, save: Path, at: int, act: Callable[[str], None]) -> None:
+        self.looks, self._save, self._at, self._act = 0, str(save), at, act
+        for name in CALLS:
+            monkeypatch.setattr(os, name, self._wrapped(getattr(os, name)))
+
+    def _wrapped(self, real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(path: Any, *args: Any, **kwargs: Any) -> Any:
+            text = os.fspath(path) if not isinstance(path, int) else ""
+            if text.startswith(self._save + "/"):
+                self.looks += 1
+                if self.looks == self._at:
+                    self._act(text)
+            return real(path, *args, **kwargs)
+
+        return call
+
+
+def _vanish(path: str) -> None:
+    if os.path.isdir(path):
+        shutil.rmtree(path)
+    elif os.path.lexists(path):
+        os.unlink(path)
+
+
+def _becomes_a_fifo(path: str) -> None:
+    _vanish(path)
+    if os.path.isdir(os.path.dirname(path)):
+        os.mkfifo(path)
+
+
+def _becomes_shorter(path: str) -> None:
+    if os.path.isfile(path):
+        os.chmod(path, 0o600)
+        os.truncate(path, os.path.getsize(path) // 2)
+
+
+def _cannot_be_read(path: str) -> None:
+    raise OSError(errno.EIO, os.strerror(errno.EIO), path)
+
+
+_DEEP = ("verify", "--all", "--deep")
+
+
+@pytest.mark.parametrize("kind", ["ours", "stock"])
+@pytest.mark.parametrize(
+    ("words", "act"),
+    [
+        (("ls",), _vanish),
+        (_DEEP, _vanish),
+        (_DEEP, _becomes_a_fifo),
+        (_DEEP, _becomes_shorter),
+        (_DEEP, _cannot_be_read),
+    ],
+)
+def test_a_directory_that_changes_while_it_is_read(
+    tmp_path: Path, capsys: Capture, words: tuple[str, ...], act: Callable[[str], None], kind: str
+) -> None:
+    """At each look, what is about to be looked at goes, becomes another thing, or cannot be read."""
+    if kind == "ours":
+        tiny_run(tmp_path / "original", world_size=1).ok()
+    else:
+        stock_trees.healthy(tmp_path / "original", (0, 5), (0, 10), ranks=[0])
+    at = looks = 0
+    while at <= looks:
+        at += 1
+        save = Path(shutil.copytree(tmp_path / "original", tmp_path / "copy", symlinks=True))
+        with pytest.MonkeyPatch.context() as patch:
+            meddler = _Meddler(patch, save, at, act)
+            with hostile.watched(save):
+                code = cli.main([words[0], str(save), *words[1:]])
+        printed = capsys.readouterr()
+        assert code in (0, 2, 10, 20, 21, 40), printed.err
+        looks = meddler.looks
+        shutil.rmtree(save)
+
+    assert at > 20
 
 
 def test_a_whole_directory_stays_whole(save: Path, stock: Path, capsys: Capture) -> None:

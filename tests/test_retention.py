@@ -83,7 +83,7 @@ def test_removable(have: str, keep_last: int, kept: str, gone: list[int]) -> Non
         (Keep(2, every=1000), []),
         (Keep(2, best="max:reward"), [4]),  # of equal ones the newest
         (Keep(2, best="min:reward"), [1]),
-        (Keep(2, best="max:loss"), [6]),  # a NaN is not the best
+        (Keep(2, best="max:loss"), [6]),  # a NaN is not the best, nor what is no number to a computer
         (Keep(2, best="min:loss"), [6]),
         (Keep(2, best="max:unheard_of"), []),
         (Keep(2, best="max:name"), []),
@@ -93,7 +93,7 @@ def test_removable(have: str, keep_last: int, kept: str, gone: list[int]) -> Non
 def test_wanted(keep: Keep, kept: list[int]) -> None:
     """Of what is complete; the torn one would be the best."""
     rewards = {1: 0.1, 2: 0.9, 3: 0.5, 4: 0.9, 5: 2.0, 6: 0.3}
-    loss = {5: -1.0, 6: 0.2, 1: math.nan}
+    loss = {5: -1.0, 6: 0.2, 1: math.nan, 2: 10**400}
     standing = [
         Standing(Position(0, n), "torn" if n == 5 else "live", "a", 10 * n, {"reward": r, "name": "x"} | extra)
         for n, r in rewards.items()
