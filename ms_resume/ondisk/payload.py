@@ -37,6 +37,7 @@ CRC_KEY = "crc_num"
 
 _MOST_ZEROS = 1 << 30
 _LONGEST_NAME = 4096
+_ENTRY = {"dtype", "shape", "data_offsets"}
 _DECIMAL = re.compile(r"\d{1,18}", re.ASCII)
 _ITEM_BYTES = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1,
@@ -265,10 +266,12 @@ def _tensor_info(path: Path, name: str, entry: Any) -> TensorInfo:
     if len(name) > _LONGEST_NAME:
         raise reading.damaged(path, f"a tensor name of {len(name)} characters, at most {_LONGEST_NAME} are read")
     try:
+        if entry.keys() != _ENTRY:
+            raise ValueError("not the keys of a tensor")
         begin, end = map(reading.whole, entry["data_offsets"])
         info = TensorInfo(entry["dtype"], tuple(map(reading.whole, _shape(entry))), begin, end)
         expected = item_bytes(info.dtype) * math.prod(info.shape)
-    except (KeyError, TypeError, ValueError):
+    except (AttributeError, KeyError, TypeError, ValueError):
         reason = f"tensor {name!r}: the header entry {reading.brief(entry)} cannot be read"
         raise reading.damaged(path, reason, tensor=name) from None
     if info.end - info.begin != expected:
