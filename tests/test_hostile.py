@@ -27,7 +27,7 @@ from ms_resume import cli, locate, ownership
 from ms_resume.errors import Damaged, UsageError
 from ms_resume.layouts import survey
 from ms_resume.load.source import Source
-from ms_resume.ondisk import ckpt, meta, names, payload, reading, sums, votes
+from ms_resume.ondisk import ckpt, meta, names, payload, reading, seal, sums, votes
 from ms_resume.records import Checkpoint, Position, Rejection, TensorInfo
 
 P = Position.parse
@@ -396,7 +396,7 @@ def test_a_rank_directory_that_nobody_has(stock: Path, capsys: Capture, rank: in
 def test_values_in_an_attempt_record(save: Path, capsys: Capture, change: dict[str, Any]) -> None:
     """Then nothing can be said about which checkpoints are live."""
     record = names.attempt_record(save, 1)
-    record.write_text(json.dumps(json.loads(record.read_bytes()) | change))
+    record.write_bytes(seal.encode(json.loads(record.read_bytes()) | change))
 
     for code, told in hostile.look_at_all(capsys, save).values():
         assert code == 21
@@ -695,7 +695,7 @@ def test_a_directory_whose_name_is_no_text(tmp_path: Path, finished: Path) -> No
             assert b"s\\udce4ve" in ended.stdout or words[0] != "locate"
 
 
-@pytest.mark.parametrize(("name", "code"), [(b"\xff", 10), (b"iteration_1\xff", 2), (b"rank_0", 10)])
+@pytest.mark.parametrize(("name", "code"), [(b"\xff", 10), (b"checkpoint-1\xff", 2), (b"rank_0", 10)])
 def test_a_directory_that_holds_what_is_no_text(tmp_path: Path, name: bytes, code: int) -> None:
     """And nothing else: what it holds is told."""
     (tmp_path / os.fsdecode(name)).mkdir()
