@@ -6,6 +6,7 @@ Each case was found by hand or by `test_fuzz.py` and went wrong once, or is the 
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import shutil
@@ -446,7 +447,7 @@ HEADERS: dict[str, Any] = {
     "dimensions that are too large together": {"w": T | {"shape": [1 << 62] * 64}},
     "a name of a megabyte": {"w" * (1 << 20): T},
     "a name that is no text": b'{"\\ud800": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}',
-    "a name twice": b'{"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}, "w": 3}',
+    "a name twice": b'{"w": %b, "w": %b}' % ((json.dumps(T).encode(),) * 2),
     "a key that no reader knows": {"w": T | {"more": 10**400}},
     "an overlap": {"w": T, "v": T},
     "a gap": {"w": T | {"data_offsets": [4, 8]}},
@@ -477,6 +478,20 @@ def test_headers_that_are_none(stock: Path, capsys: Capture, case: str) -> None:
     with hostile.watched(stock), pytest.raises(Damaged):
         payload.read_header(path)
     assert "a resume takes 0_5" in hostile.look_at_all(capsys, stock)["locate"][1]
+
+
+def test_a_header_that_becomes_shorter(stock: Path) -> None:
+    """Between the look at its size and the read: what is left of it is JSON still."""
+    text = json.dumps({"w": T}).encode().ljust(500)
+    content = struct.pack("<Q", len(text)) + text + bytes(4)
+
+    class Shrunk(io.BytesIO):
+        def seek(self, offset: int, whence: int = 0) -> int:
+            return len(content) if whence == 2 else super().seek(offset, whence)
+
+    assert payload.parse_header(stock, io.BytesIO(content)).tensors
+    with pytest.raises(Damaged, match="a moment ago"):
+        payload.parse_header(stock, Shrunk(content[:200]))
 
 
 def test_a_terabyte_that_a_header_describes(stock: Path, capsys: Capture) -> None:
@@ -589,7 +604,11 @@ def _record(name: bytes, dims: list[int], content: bytes = bytes(4), dtype: byte
     return _block(1, _block(1, name) + _block(2, numbers + _block(2, dtype) + _block(3, content)))
 
 
+_INNER = _record(b"b", [1])
+_SHORT = b"\x08" + _varint(len(_INNER)) + _block(2, b"UInt8") + b"\x1a" + _varint(len(_INNER))
+
 CKPTS = {
+    "a tensor that holds the next record": _block(1, _block(1, b"a") + _block(2, _SHORT)) + _INNER,
     "a number without end": b"\xff" * (8 << 20),
     "a length beyond the file": b"\x0a" + _varint(1 << 62),
     "a length of the field beyond its record": _block(1, b"\x0a\x7fw") + bytes(200),
