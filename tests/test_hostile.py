@@ -391,6 +391,7 @@ def test_a_rank_directory_that_nobody_has(stock: Path, capsys: Capture, rank: in
         {"dead_stock": [{"epoch": 0, "step": 5, "files": [["/etc/passwd", 1, 2]]}]},
         {"dead_stock": [{"epoch": 0, "step": 5, "files": [["train/../../x", 1, 2]]}]},
         {"dead_stock": [{"epoch": 0, "step": 5, "files": [["train/\0", 1, 2]]}]},
+        {"dead_stock": [{"epoch": 0, "step": 5, "files": [["[" * 5000 + "/x", 1, 2]]}]},
     ],
     ids=lambda change: ascii(change)[:60],
 )  # fmt: skip  # one list
@@ -404,11 +405,12 @@ def test_values_in_an_attempt_record(save: Path, capsys: Capture, change: dict[s
         assert "000001.json: not an attempt record" in told
 
 
-def test_dead_stock_behind_a_link(stock: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("to", ["outside", "stock/link"])
+def test_dead_stock_behind_a_link(stock: Path, tmp_path: Path, to: str) -> None:
     """A record that names a file behind a link learns nothing about it."""
     (tmp_path / "outside").mkdir()
     (tmp_path / "outside" / "x").write_bytes(b"12345")
-    (stock / "link").symlink_to(tmp_path / "outside")
+    (stock / "link").symlink_to(tmp_path / to)
     dead = attempts_with(dead_stock=[{"epoch": 0, "step": 10, "files": [["link/x", 4, 0]]}])
     names.attempts(stock).mkdir(parents=True)
     names.attempt_record(stock, 1).write_text(json.dumps(dead))
@@ -628,6 +630,13 @@ CKPTS = {
     "a tensor twice, of two shapes": _record(b"w", [2]) + _record(b"w", [2, 1]),
     "a name twice in a record": _block(1, _block(1, b"a") + _block(1, b"b") + _block(2, b"")),
     "a tensor twice in a record": _block(1, _block(1, b"a") + _block(2, b"") + _block(2, _block(2, b"Bool"))),
+    "fields without end": _block(
+        1,
+        _block(1, b"w")
+        + _block(
+            2, b"\x08\x01" + _block(2, b"UInt8") + _block(3, b"1") + b"".join(_block(n, b"") for n in range(9, 99))
+        ),
+    ),
     "another wire type": b"\x09" + bytes(8),
 }
 

@@ -5,6 +5,8 @@ Going back is one new record, not many renames. The newest record owns the direc
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -173,9 +175,11 @@ def _ordinals(save: Path) -> list[int]:
 def _unchanged(save: Path, path: str, size: int, mtime_ns: int) -> bool:
     file = save / path
     try:
-        if not file.parent.resolve().is_relative_to(save.resolve()):
+        if not Path(os.path.realpath(file.parent)).is_relative_to(os.path.realpath(save)):
             return True  # behind a link, where nothing is looked at
         status = file.lstat()
-    except (FileNotFoundError, NotADirectoryError):
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            raise
         return True  # gone, or renamed aside by a save of ours: it cannot come alive
     return (status.st_size, status.st_mtime_ns) == (size, mtime_ns)

@@ -87,8 +87,10 @@ def parse_payload_path(path: str, role: str) -> PayloadName | None:
 
 
 def stays_inside(path: str) -> bool:
-    """Whether a path in a save directory names something in it, as far as the name alone tells."""
-    return not (path.startswith("/") or "\0" in path or ".." in path.split("/"))
+    """Whether a path in a save directory can name something in it, as far as the name alone tells."""
+    parts = path.split("/")
+    long = len(path.encode()) > 1024 or any(len(part.encode()) > 255 for part in parts)
+    return not (long or path.startswith("/") or "\0" in path or ".." in parts)
 
 
 def parse_rank_dir(name: str) -> int | None:
