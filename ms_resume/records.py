@@ -176,7 +176,8 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A position that is whole: every rank, every role. `votes` has that of rank R at R; none of a foreign layout."""
+    """A position that is whole: every rank, every role. `votes` are by rank, on a node's own disk those that
+    lie there; none of a foreign layout."""
 
     save: Path
     layout: str

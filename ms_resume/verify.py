@@ -9,6 +9,7 @@ Loading checks digests again, on the bytes it places.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -116,7 +117,8 @@ def header_as_voted(path: Path, expected: Payload) -> payload.Header:
 
 
 def _named(checkpoint: Checkpoint, file: Found) -> Payload:
-    named = checkpoint.votes[file.rank].file(file.role)
+    at = bisect_left(checkpoint.votes, file.rank, key=lambda vote: vote.rank)
+    named = checkpoint.votes[at].file(file.role)
     assert named is not None  # the files of a checkpoint of ours come from its votes
     return named
 

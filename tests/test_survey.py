@@ -14,7 +14,7 @@ import stock_trees
 from runs import tiny_run
 
 from ms_resume import locate
-from ms_resume.layouts import survey
+from ms_resume.layouts import SaveDirectory, survey
 from ms_resume.ondisk import names
 from ms_resume.records import Checkpoint, Position
 
@@ -99,7 +99,7 @@ def test_paths_are_made_for_what_is_looked_at(
 ) -> None:
     """Votes name their own files; of a stock position the listing does."""
     surveyed = survey.take(make(tmp_path / "save", 12, 2).save)
-    newest = next(locate.verdicts(surveyed))
+    newest = next(locate.verdicts(SaveDirectory(surveyed)))
 
     assert (type(newest), newest.position) == (Checkpoint, P("0_12"))
     assert surveyed.payloads._looked_at.keys() == looked_at

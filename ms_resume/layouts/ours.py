@@ -48,7 +48,7 @@ def judge(survey: Survey, position: Position) -> Checkpoint | Rejection:
         return Rejection(position, "torn", reason, missing[:MOST_LISTED], attempt)
     if rejection := _check_files(survey.save, position, group):
         return replace(rejection, attempt=attempt)
-    counted = tuple(group[rank] for rank in range(world_size))
+    counted = tuple(group[rank] for rank in sorted(group))
     return Checkpoint(
         save=survey.save,
         layout=NAME,
