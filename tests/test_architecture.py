@@ -301,6 +301,7 @@ def test_importing_costs_nothing(code: str) -> None:
         ["ls"],
         ["locate", "--deep"],
         ["verify", "--deep", "--all"],
+        ["verify", "--finite"],
         ["repair"],
         ["restore", "1_0"],
         ["pin", "0_5"],
