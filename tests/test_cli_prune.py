@@ -223,10 +223,12 @@ def test_what_a_job_could_not_finish(save: Path, capsys: Capture) -> None:
 
 
 def test_ranks_of_a_larger_job(tmp_path: Path, capsys: Capture) -> None:
-    """Of a rank that the job of today does not have nobody else would ever remove the files. Its meta.json counts."""
+    """Nobody else would ever remove what they left. Their meta.json counts, where it is still there."""
     first = savers.open_attempt(tmp_path, world_size=3)
     for step in (1, 2):
         savers.save_all(f"0_{step}", *(savers.writer(tmp_path, first, rank) for rank in range(3)))
+    for role in names.DIRECTORIES:
+        shutil.rmtree(names.rank_dir(tmp_path, role, 2))
     second = savers.open_attempt(tmp_path, "0_2", by=first.attempt, world_size=1)
     for step in (3, 4):
         savers.save(savers.writer(tmp_path, second), f"0_{step}")
