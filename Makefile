@@ -38,7 +38,7 @@ bench-save: ## how fast a save is, beside the raw disk and other tools; about ha
 	@EXTRAS=bench scripts/setup_venv.sh
 	$(RUN) python benchmarks/bench_save.py --report benchmarks/results/save $(ARGS)
 
-bench-locate: setup ## how fast the newest checkpoint is found among many, and of many ranks; about five minutes
+bench-locate: setup ## how fast the newest checkpoint is found among many, and of many ranks; about ten minutes
 	$(RUN) python benchmarks/bench_locate.py --report benchmarks/results/locate $(ARGS)
 
 fuzz: export FUZZ_EXAMPLES ?= 100

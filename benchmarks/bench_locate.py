@@ -164,7 +164,7 @@ def _listed(text: str) -> list[str]:
 
 
 def versions() -> dict[str, str]:
-    found = {"python": platform.python_version(), "cores": str(os.cpu_count()), "linux": platform.release()}
+    found = {"python": platform.python_version(), "cores": str(os.cpu_count())}
     with contextlib.suppress(PackageNotFoundError):
         found["ms_resume"] = version("ms_resume")
     return found
