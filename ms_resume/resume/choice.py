@@ -49,7 +49,9 @@ class Mine:
 def choose(save: Path, ref_dir: Path | None, steps_per_epoch: int, excluded: Sequence[Rejection]) -> Choice:
     """Rank 0's part. Raises NothingToResume, with a table, when there is none but there once was, or may have been."""
     _check_exists(save)
-    located = locate.latest(save, ref_dir=ref_dir, steps_per_epoch=steps_per_epoch, check=_why_not, excluded=excluded)
+    located = locate.latest(
+        save, ref_dir=ref_dir, steps_per_epoch=steps_per_epoch, check=verify.headers, excluded=excluded
+    )
     if located.checkpoint is None:
         if excluded or not locate.never_whole(survey.take(save, ref_dir)):
             raise nothing(located)
@@ -61,16 +63,9 @@ def choose(save: Path, ref_dir: Path | None, steps_per_epoch: int, excluded: Seq
 def choose_at(save: Path, position: Position, ref_dir: Path | None, steps_per_epoch: int) -> Choice:
     """Rank 0's part where a position was asked for: that one, or the error that says why not."""
     _check_exists(save)
-    located = locate.at(save, position, ref_dir=ref_dir, steps_per_epoch=steps_per_epoch, check=_why_not)
+    located = locate.at(save, position, ref_dir=ref_dir, steps_per_epoch=steps_per_epoch, check=verify.headers)
     assert located.checkpoint is not None  # `at` raises where there is none
     return _choice(located, located.checkpoint)
-
-
-def _why_not(checkpoint: Checkpoint) -> Rejection | None:
-    """Why a resume passes a complete checkpoint over."""
-    if checkpoint.votes and any(vote.file("optimizer") is None for vote in checkpoint.votes):
-        return Rejection(checkpoint.position, "weights only", "saved without optimizer: only a warm start takes it")
-    return verify.headers(checkpoint)
 
 
 def _check_exists(save: Path) -> None:

@@ -39,7 +39,7 @@ def check(
     if short := _short(save, needed_bytes, needed_files):
         raise DiskError(
             f"{save}: {os.strerror(errno.ENOSPC)}: {short}",
-            hint="free space or inodes there (`df -h`, `df -i`), or prune: `ms-resume ls` shows what is there",
+            hint="free space or inodes there (`df -h`, `df -i`), or prune: `ms-resume prune` shows what may go",
             path=str(save),
             errno=errno.ENOSPC,
         )
