@@ -125,7 +125,7 @@ def test_a_replica_that_does_not_write(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("other", [{"staging": False}, {"save_format": "ckpt"}])
 def test_what_it_needs(tmp_path: Path, other: dict[str, Any]) -> None:
-    with pytest.raises(UsageError, match="needs a staging buffer and safetensors"):
+    with pytest.raises(UsageError, match="needs a staging buffer, safetensors files, and one disk"):
         started(tmp_path, **other)
 
 

@@ -8,7 +8,7 @@ A reference may be older: stock code does not save it at the end, and it does no
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from ms_resume.errors import Damaged
@@ -48,7 +48,7 @@ def judge(survey: Survey, position: Position, only: Sequence[int] = ()) -> Check
         missing = tuple(ranks)
         return Rejection(position, "torn", _say_missing(survey, "ref", missing), missing[:MOST_LISTED])
     found = _files(survey, position, reference, ranks)
-    if rejection := _check_inside(position, found):
+    if rejection := _check_inside(survey, position, found):
         return rejection
     return Checkpoint(
         save=survey.save,
@@ -112,7 +112,25 @@ def _files(survey: Survey, position: Position, reference: Position, ranks: Seque
     )
 
 
-def _check_inside(position: Position, found: Iterable[Found]) -> Rejection | None:
+def check_cut(path: Path, held: Collection[str], before: Path | None) -> None:
+    """A `.ckpt` cut between two records can be read to its end: the same rank's file before it says what should be in
+    it. Raises Damaged where it lacks some of that, and has nothing else instead."""
+    if path.suffix != ".ckpt" or before is None:
+        return
+    try:
+        had = tensors(before).keys()
+    except (Damaged, OSError):
+        return  # it says nothing
+    if set(held) < had:
+        raise Damaged(f"{path}: holds {len(held)} of the {len(had)} parameters of {before.name}: it was cut")
+
+
+def _before(survey: Survey, position: Position, file: Found) -> Path | None:
+    older = [other for other in survey.payloads.of(file.role, file.rank) if other < position]
+    return survey.payloads[max(older)][file.role, file.rank] if older else None
+
+
+def _check_inside(survey: Survey, position: Position, found: Iterable[Found]) -> Rejection | None:
     weights: dict[int, set[str]] = {}
     for file in found:
         try:
@@ -123,6 +141,8 @@ def _check_inside(position: Position, found: Iterable[Found]) -> Rejection | Non
                 weights[file.rank] = held.keys() - set(POSITION_TENSORS)
             elif file.role == "optimizer":
                 _check_weights(file.path, weights[file.rank], held)
+            if file.path.suffix == ".ckpt":
+                check_cut(file.path, held.keys(), _before(survey, position, file))
         except Damaged as error:
             return Rejection(position, "damaged", error.message, (file.rank,))
         except OSError as error:  # a job that is running prunes it

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ms_resume.errors import Damaged
-from ms_resume.layouts.mindrlhf import tensors
+from ms_resume.layouts.mindrlhf import check_cut, tensors
 from ms_resume.ondisk import names
 from ms_resume.records import Checkpoint, Found, Position, Rejection, TensorInfo
 
@@ -62,7 +62,7 @@ class Ranked:
             try:
                 held = tensors(path)
                 self.inside(path, held)
-                self._check_cut(position, path, held, rank)
+                check_cut(path, held.keys(), self._before(position, rank))
             except Damaged as error:
                 return Rejection(position, "damaged", error.message, (rank,))
             except OSError as error:
@@ -70,18 +70,9 @@ class Ranked:
         found = tuple(Found(rank, role, path) for (role, rank), path in sorted(files.items()))
         return Checkpoint(self.save, self.NAME, position, world_size, found, warnings=tuple(self.warnings(position)))
 
-    def _check_cut(self, position: Position, path: Path, held: Mapping[str, TensorInfo], rank: int) -> None:
-        """A `.ckpt` cut between two records can be read to its end: the one before says what should be in it."""
+    def _before(self, position: Position, rank: int) -> Path | None:
         older = (p for p in self.positions if p < position and (MODEL, rank) in self.by_position[p])
-        if path.suffix != ".ckpt" or (before := next(older, None)) is None:
-            return
-        other = self.by_position[before][MODEL, rank]
-        try:
-            had = tensors(other).keys()
-        except (Damaged, OSError):
-            return  # it says nothing
-        if held.keys() < had:
-            raise Damaged(f"{path}: holds {len(held)} of the {len(had)} parameters of {other.name}: it was cut")
+        return next((self.by_position[p][MODEL, rank] for p in older), None)
 
     def _say_missing(self, missing: tuple[int, ...]) -> str:
         return "; ".join(f"rank {rank} has {self._has(rank)}" for rank in missing[:8])
