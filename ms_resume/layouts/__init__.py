@@ -16,7 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
-from ms_resume.errors import UsageError
+from ms_resume.errors import Damaged, UsageError
 from ms_resume.layouts import foreign, mindformers, mindformers2, mindrlhf, mindrlhf_0_4, mindspeed, ours, survey, ttp
 from ms_resume.layouts.foreign import Foreign
 from ms_resume.layouts.survey import Survey
@@ -127,7 +127,7 @@ def find(save: Path, *, ref_dir: Path | None = None, layout: str | None = None, 
     chosen = [other for other in FOREIGN if layout == other.NAME]
     if layout is not None:
         return chosen[0].take(save) if chosen else SaveDirectory(surveyed)
-    seen = [(other, found) for other in FOREIGN if (found := other.evidence(save)) is not None]
+    seen = [(other, found) for other in FOREIGN if (found := _evidence(other, save)) is not None]
     fits = [other.NAME for other, _ in seen]
     if surveyed.positions:
         fits.insert(0, SaveDirectory.NAME)
@@ -144,12 +144,20 @@ def find(save: Path, *, ref_dir: Path | None = None, layout: str | None = None, 
 def stranger(directory: Path) -> Foreign | None:
     """What `directory` holds that no resume takes, by names alone; None where nothing is known."""
     for layout in FOREIGN:
-        if (found := layout.evidence(directory)) is not None:
+        if (found := _evidence(layout, directory)) is not None:
             return Foreign(f"{layout.NAME} checkpoints", found.relative_to(directory), _NOT_RESUMED)
     return foreign.recognise(directory)
 
 
 _NOT_RESUMED = "`ms-resume ls` shows them; a resume takes MindRLHF's and our own: give that directory"
+
+
+def _evidence(layout: Layout, directory: Path) -> Path | None:
+    """What a symbolic link leads to is evidence of nothing."""
+    try:
+        return layout.evidence(directory)
+    except Damaged:
+        return None
 
 
 def judge(surveyed: Survey, position: Position) -> Checkpoint | Rejection:

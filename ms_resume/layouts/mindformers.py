@@ -9,7 +9,6 @@ https://gitee.com/mindspore/mindformers/blob/r1.5.0/mindformers/core/callback/ca
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from functools import partial
@@ -19,27 +18,25 @@ from ms_resume.errors import Damaged
 from ms_resume.layouts import ranked
 from ms_resume.layouts.mindrlhf import POSITION_TENSORS
 from ms_resume.layouts.ranked import MODEL, Ranked
-from ms_resume.ondisk import meta, names
+from ms_resume.ondisk import meta, names, reading
 from ms_resume.records import Position, TensorInfo
 
 NAME = "mindformers-1.0"
 _FILE = re.compile(
-    r"(?P<prefix>.+)_rank_(?P<rank>\d+)(?:_(?P<task>\d+))?-(?P<epoch>\d+)_(?P<step>\d+)\.(?:ckpt|safetensors)", re.ASCII
+    rf"(?P<prefix>.+)_rank_(?P<rank>{names.NUMBER})(?:_(?P<task>{names.NUMBER}))?"
+    rf"-(?P<epoch>{names.NUMBER})_(?P<step>{names.NUMBER})\.(?:ckpt|safetensors)",
+    re.ASCII,
 )
 _HEALTH = "health_ckpts.json"
 _HEALTH_LIMIT = 1 << 20
 
 
 def evidence(directory: Path) -> Path | None:
-    for path in ranked.rank_dirs(_root(directory)).values():
-        if found := next((file for file, _ in _files(path)), None):
-            return found
-    return None
+    return ranked.first_in(_rank_dirs(directory).values(), _files)
 
 
 def take(directory: Path) -> Ranked:
-    root = _root(directory)
-    dirs = ranked.rank_dirs(root)
+    root, dirs = _root(directory), _rank_dirs(directory)
     found: dict[Position, dict[tuple[str, int], tuple[int, Path]]] = {}
     for rank, path in dirs.items():
         for file, match in _files(path):
@@ -53,6 +50,11 @@ def take(directory: Path) -> Ranked:
 def _root(directory: Path) -> Path:
     below = directory / "checkpoint"
     return below if ranked.rank_dirs(below) else directory
+
+
+def _rank_dirs(directory: Path) -> dict[int, Path]:
+    root = _root(directory)
+    return ranked.rank_dirs(root, given=root == directory)
 
 
 def _files(rank_dir: Path) -> Iterable[tuple[Path, re.Match[str]]]:
@@ -85,8 +87,7 @@ def _warnings(root: Path, by_position: Mapping[Position, ranked.Files], position
 def _unhealthy(path: Path) -> set[str]:
     """A hint, so what cannot be read says nothing."""
     try:
-        with open(path, "rb") as file:
-            entries = json.loads(file.read(_HEALTH_LIMIT))
-        return {str(entry["ckpt_name"]) for entry in entries if entry["is_health"] == 0}
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        entries = reading.parse(reading.content(path, _HEALTH_LIMIT))
+        return {entry["ckpt_name"] for entry in entries if entry["is_health"] == 0}
+    except (OSError, Damaged, ValueError, TypeError, KeyError):
         return set()

@@ -11,7 +11,6 @@ https://gitee.com/mindspore/mindformers/blob/master/mindformers/checkpoint/metad
 from __future__ import annotations
 
 import ast
-import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -21,16 +20,17 @@ from typing import Any
 from ms_resume.errors import Damaged
 from ms_resume.layouts import ranked
 from ms_resume.layouts.ranked import MODEL
-from ms_resume.ondisk import payload
+from ms_resume.ondisk import payload, reading
 from ms_resume.records import Checkpoint, Found, Position, Rejection
 
 NAME = "mindformers-2"
 TRACKER = "latest_checkpointed_iteration.txt"
-_ITERATION = re.compile(r"iteration_(\d+)", re.ASCII)
+_ITERATION = re.compile(r"iteration_(\d{1,18})", re.ASCII)
 _SHARD = re.compile(r"(?:.+-)?(?P<kind>model|opt)-(?P<number>\d{7})-(?P<of>\d{7})\.safetensors", re.ASCII)
 _ROLES = {"model": MODEL, "opt": "optimizer"}
 _COMMON, _METADATA = "common.json", "metadata.json"
-_COMMON_LIMIT, _METADATA_LIMIT = 1 << 20, 1 << 30
+_COMMON_LIMIT, _METADATA_LIMIT = 1 << 20, payload.HEADER_LIMIT  # of all ranks, as large as one header can be
+_LONGEST_KEY = 8192
 _ABNORMAL = 1
 
 
@@ -47,11 +47,17 @@ class Iterations:
         return sorted(self.directories, reverse=True)
 
     def files(self, position: Position) -> Mapping[tuple[str, int], Path]:
-        shards = ranked.files_like(self.directories[position], _SHARD)
-        return {(_ROLES[match["kind"]], int(match["number"])): path for path, match in shards}
+        try:
+            return _shards(self.directories[position])
+        except Damaged:
+            return {}
 
     def judge(self, position: Position) -> Checkpoint | Rejection:
-        directory, files = self.directories[position], self.files(position)
+        directory = self.directories[position]
+        try:
+            files = _shards(directory)
+        except Damaged as error:
+            return Rejection(position, "damaged", error.message)
         for role in _ROLES.values():
             if missing := _missing(directory, role, files):
                 return Rejection(position, "torn", f"{directory.name}: {missing[1]}", missing[0])
@@ -71,7 +77,7 @@ class Iterations:
     def _warnings(self, position: Position, common: Mapping[str, Any]) -> Iterable[str]:
         directory = self.directories[position]
         if (said := common.get("global_step")) != position.step:
-            yield f"{directory.name}/{_COMMON}: says global_step {said}"
+            yield f"{directory.name}/{_COMMON}: says global_step {reading.brief(said)}"
         if common.get("ckpt_status") == _ABNORMAL:
             yield f"{directory.name}/{_COMMON}: says that its weights were not healthy (ckpt_status {_ABNORMAL})"
         tracked = _tracked(directory.parent)
@@ -80,17 +86,21 @@ class Iterations:
 
 
 def evidence(directory: Path) -> Path | None:
-    return next((path for path, _ in ranked.files_like(_root(directory), _ITERATION)), None)
+    return next((path for path, _ in _iterations(directory)), None)
 
 
 def take(directory: Path) -> Iterations:
-    found = ranked.files_like(_root(directory), _ITERATION)
-    return Iterations(NAME, directory, {Position(0, int(match[1])): path for path, match in found})
+    return Iterations(NAME, directory, {Position(0, int(match[1])): path for path, match in _iterations(directory)})
 
 
-def _root(directory: Path) -> Path:
-    below = directory / "checkpoint"
-    return below if any(ranked.files_like(below, _ITERATION)) else directory
+def _iterations(directory: Path) -> list[ranked.Fitting]:
+    below = list(ranked.files_like(directory / "checkpoint", _ITERATION))
+    return below or list(ranked.files_like(directory, _ITERATION, given=True))
+
+
+def _shards(directory: Path) -> dict[tuple[str, int], Path]:
+    found = ranked.files_like(directory, _SHARD)
+    return {(_ROLES[match["kind"]], int(match["number"])): path for path, match in found}
 
 
 def _by_rank(entry: tuple[tuple[str, int], Path]) -> tuple[int, str]:
@@ -113,11 +123,9 @@ def _missing(directory: Path, role: str, files: Mapping[tuple[str, int], Path]) 
 def _read(path: Path, limit: int) -> dict[str, Any]:
     """Raises Damaged where it is no JSON object of a size that makes sense."""
     try:
-        if path.stat().st_size > limit:
-            raise Damaged(f"{path}: {path.stat().st_size} bytes, more than {limit}", path=str(path))
-        document = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise Damaged(f"{path}: no JSON: {error}", path=str(path)) from error
+        document = reading.parse(reading.content(path, limit))
+    except ValueError as error:
+        raise reading.damaged(path, f"no JSON: {error}") from None
     if not isinstance(document, dict):
         raise Damaged(f"{path}: is a {type(document).__name__}, expected an object", path=str(path))
     return document
@@ -130,16 +138,19 @@ def _check_listed(directory: Path, metadata: Mapping[str, Any]) -> None:
     if not isinstance(stored, dict):
         raise Damaged(f"{directory / _METADATA}: no storage_data in it", path=str(directory / _METADATA))
     for key, places in stored.items():
-        name = _tensor(key)
-        for file in _file_names(places):
+        name, files = _tensor(key), _file_names(places)
+        said = f"{directory / _METADATA}: {reading.brief(name)} is"
+        for file in files:
             if file not in held:
-                raise Damaged(f"{directory / _METADATA}: {name!r} is stored in {file!r}, which is not there")
-        if not any(name in held[file] for file in _file_names(places)):
-            raise Damaged(f"{directory / _METADATA}: {name!r} is in none of the files that it names for it")
+                raise Damaged(f"{said} stored in {reading.brief(file)}, which is not there")
+        if not any(name in held[file] for file in files):
+            raise Damaged(f"{said} in none of the files that it names for it")
 
 
 def _tensor(key: str) -> str:
     """Of a key like `('layer.weight', (0, 0))`."""
+    if len(key) > _LONGEST_KEY:
+        return key
     try:
         name, _ = ast.literal_eval(key)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
@@ -154,7 +165,6 @@ def _file_names(places: object) -> list[str]:
 
 def _tracked(root: Path) -> str:
     try:
-        with open(root / TRACKER, "rb") as file:
-            return file.read(64).decode(errors="replace").strip() or "nothing"
-    except OSError:
+        return reading.content(root / TRACKER, 64).decode(errors="replace").strip() or "nothing"
+    except (OSError, Damaged):
         return "nothing: it cannot be read"

@@ -23,6 +23,7 @@ _SCALARS = ("I32", "I64", "U32", "U64")
 
 Source = payload.Header | ckpt.Contents
 
+_MOST_SAID = 8
 _TRAINED = ("policy", "optimizer")
 
 
@@ -173,8 +174,14 @@ def _say_missing(survey: Survey, role: str, missing: tuple[int, ...]) -> str:
     for rank in missing:
         have = tuple(sorted(survey.payloads.of(role, rank)))
         instead.setdefault(have, []).append(rank)
-    parts = [f"rank {in_ranges(ranks)} has {', '.join(map(str, p)) or 'none'}" for p, ranks in instead.items()]
+    parts = [f"rank {in_ranges(ranks)} has {some(p)}" for p, ranks in instead.items()]
     return f"{role}: " + "; ".join(parts[:8]) + ("; ..." if len(parts) > 8 else "")
+
+
+def some(positions: Iterable[Position]) -> str:
+    """The newest few: a file name is quickly made."""
+    newest = sorted(positions)[-_MOST_SAID - 1 :]
+    return ", ".join(["...", *map(str, newest[1:])] if len(newest) > _MOST_SAID else map(str, newest)) or "none"
 
 
 def _warnings(survey: Survey, position: Position, reference: Position) -> Iterable[str]:

@@ -9,21 +9,20 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from ms_resume.layouts import ranked
 from ms_resume.layouts.ranked import MODEL, Ranked
+from ms_resume.ondisk import names
 from ms_resume.records import Checkpoint, Position, Rejection
 
 NAME = "mindrlhf-0.4.0"
-_FILE = re.compile(r"policy_model_epoch_(?P<epoch>\d+)\.ckpt", re.ASCII)
+_FILE = re.compile(rf"policy_model_epoch_(?P<epoch>{names.NUMBER})\.ckpt", re.ASCII)
 
 
 def evidence(directory: Path) -> Path | None:
-    for path in ranked.rank_dirs(directory / "train").values():
-        if found := next((file for file, _ in ranked.files_like(path, _FILE)), None):
-            return found
-    return None
+    return ranked.first_in(ranked.rank_dirs(directory / "train").values(), partial(ranked.files_like, pattern=_FILE))
 
 
 def take(directory: Path) -> Ranked:

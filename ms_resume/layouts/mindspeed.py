@@ -5,31 +5,30 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 
+from ms_resume.errors import Damaged
 from ms_resume.layouts import ranked
 from ms_resume.layouts.ranked import MODEL, Ranked
-from ms_resume.ondisk import names
+from ms_resume.ondisk import names, reading
 from ms_resume.records import Position
 
 NAME = "mindspeed-ms"
-_FILE = re.compile(r"(?P<prefix>.+)_rank_(?P<rank>\d+)_(?P<step>\d+)\.(?:ckpt|safetensors)", re.ASCII)
+_FILE = re.compile(
+    rf"(?P<prefix>.+)_rank_(?P<rank>{names.NUMBER})_(?P<step>{names.NUMBER})\.(?:ckpt|safetensors)", re.ASCII
+)
 _META_LIMIT = 1 << 16
 
 
 def evidence(directory: Path) -> Path | None:
-    for path in ranked.rank_dirs(directory).values():
-        if found := next((file for file, _ in _files(path)), None):
-            return found
-    return None
+    return ranked.first_in(ranked.rank_dirs(directory, given=True).values(), _files)
 
 
 def take(directory: Path) -> Ranked:
-    dirs = ranked.rank_dirs(directory)
+    dirs = ranked.rank_dirs(directory, given=True)
     found: dict[Position, dict[tuple[str, int], Path]] = {}
     for rank, path in dirs.items():
         for file, match in _files(path):
@@ -52,10 +51,8 @@ def _warnings(by_position: Mapping[Position, ranked.Files], position: Position) 
 
 def _step(path: Path) -> int | str:
     try:
-        with open(path, "rb") as file:
-            step = json.loads(file.read(_META_LIMIT))["last_global_step"]
+        return reading.whole(reading.parse(reading.content(path, _META_LIMIT))["last_global_step"])
     except OSError:
         return "nothing: it is missing"
-    except (ValueError, TypeError, KeyError, RecursionError):
+    except (Damaged, ValueError, TypeError, KeyError):
         return "nothing that can be read"
-    return step if type(step) is int else "nothing that can be read"

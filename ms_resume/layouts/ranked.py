@@ -6,18 +6,20 @@ rank directory says, of any position: what a crash or retention left behind show
 
 from __future__ import annotations
 
-import os
+import contextlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from ms_resume.errors import Damaged
-from ms_resume.layouts.mindrlhf import check_cut, tensors
-from ms_resume.ondisk import names
+from ms_resume.layouts.mindrlhf import check_cut, some, tensors
+from ms_resume.layouts.survey import MOST_LISTED
+from ms_resume.ondisk import names, reading
 from ms_resume.records import Checkpoint, Found, Position, Rejection, TensorInfo
 
 Files = Mapping[tuple[str, int], Path]
+Fitting = tuple[Path, re.Match[str]]
 Inside = Callable[[Path, Mapping[str, TensorInfo]], None]
 """Raises Damaged where what a file holds shows that it is not whole, although it can be read to its end."""
 
@@ -57,7 +59,7 @@ class Ranked:
     def judge(self, position: Position) -> Checkpoint | Rejection:
         files, world_size = self.files(position), self.world_size(position)
         if missing := tuple(rank for rank in range(world_size) if (MODEL, rank) not in files):
-            return Rejection(position, "torn", self._say_missing(missing), missing)
+            return Rejection(position, "torn", self._say_missing(missing), missing[:MOST_LISTED])
         for (_, rank), path in sorted(files.items()):
             try:
                 held = tensors(path)
@@ -78,25 +80,34 @@ class Ranked:
         return "; ".join(f"rank {rank} has {self._has(rank)}" for rank in missing[:8])
 
     def _has(self, rank: int) -> str:
-        have = sorted(position for position, files in self.by_position.items() if (MODEL, rank) in files)
-        return ", ".join(map(str, have)) or "none"
+        return some(position for position, files in self.by_position.items() if (MODEL, rank) in files)
 
 
-def rank_dirs(root: Path) -> dict[int, Path]:
-    """`rank_R` directories of `root`, by rank; none where there is no such directory."""
-    found = {rank: root / name for name in listing(root) if (rank := names.parse_rank_dir(name)) is not None}
-    return dict(sorted(found.items()))
+def rank_dirs(root: Path, *, given: bool = False) -> dict[int, Path]:
+    """`rank_R` directories of `root`, by rank; none where there is no such directory.
+
+    Args:
+        given: A person gave `root`: it may be a symbolic link.
+
+    Raises:
+        Damaged: It is one all the same.
+    """
+    listed = reading.listed(root, follow=given)
+    return dict(sorted((rank, root / name) for name in listed if (rank := names.parse_rank_dir(name)) is not None))
 
 
-def files_like(directory: Path, pattern: re.Pattern[str]) -> Iterator[tuple[Path, re.Match[str]]]:
-    """Files of a directory whose whole name fits, in the order of their names."""
-    for name in sorted(listing(directory)):
-        if match := pattern.fullmatch(name):
-            yield directory / name, match
+def files_like(directory: Path, pattern: re.Pattern[str], *, given: bool = False) -> Iterator[Fitting]:
+    """Files of a directory whose whole name fits, in the order of their names. Arguments and errors as above."""
+    listed = reading.listed(directory, follow=given)
+    found = [(name, match) for name in listed if (match := pattern.fullmatch(name))]
+    for name, match in sorted(found, key=lambda entry: entry[0]):
+        yield directory / name, match
 
 
-def listing(directory: Path) -> list[str]:
-    try:
-        return os.listdir(directory)
-    except (FileNotFoundError, NotADirectoryError):
-        return []
+def first_in(directories: Iterable[Path], files: Callable[[Path], Iterable[Fitting]]) -> Path | None:
+    """The first of the `files` of one of them. Behind a symbolic link nothing is looked for."""
+    for directory in directories:
+        with contextlib.suppress(Damaged):
+            for path, _ in files(directory):
+                return path
+    return None

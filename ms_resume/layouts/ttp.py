@@ -8,41 +8,47 @@ While ranks write, the directory is called `..._tmp`: that rename is the commit.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ms_resume.layouts import ranked
 from ms_resume.layouts.ranked import MODEL, Ranked
+from ms_resume.ondisk import names
 from ms_resume.records import Checkpoint, Position, Rejection
 
 NAME = "mindio-ttp"
-_DIRECTORY = re.compile(r"ttp_saved_checkpoints-step_(?P<step>\d+)(?P<open>_tmp)?", re.ASCII)
-_FILE = re.compile(r".+_rank_(?P<rank>\d+)(?:_\d+)?-(?P<epoch>\d+)_(?P<step>\d+)\.(?:ckpt|safetensors)", re.ASCII)
+_DIRECTORY = re.compile(rf"ttp_saved_checkpoints-step_(?P<step>{names.NUMBER})(?P<open>_tmp)?", re.ASCII)
+_FILE = re.compile(
+    rf".+_rank_(?P<rank>{names.NUMBER})(?:_\d+)?-(?P<epoch>{names.NUMBER})_(?P<step>{names.NUMBER})"
+    r"\.(?:ckpt|safetensors)",
+    re.ASCII,
+)
 
 
 def evidence(directory: Path) -> Path | None:
-    return next((path for path, _ in ranked.files_like(directory, _DIRECTORY)), None)
+    return next((path for path, _ in ranked.files_like(directory, _DIRECTORY, given=True)), None)
 
 
 def take(directory: Path) -> Ranked:
     found: dict[Position, dict[tuple[str, int], Path]] = {}
     sizes: dict[Position, int] = {}
     still_open: dict[Position, Path] = {}
-    for path, match in sorted(ranked.files_like(directory, _DIRECTORY), key=lambda entry: entry[1]["open"] is None):
-        for position, rank, file in _files(path):
-            committed = match["open"] is None
+    saved = ranked.files_like(directory, _DIRECTORY, given=True)
+    for path, match in sorted(saved, key=lambda entry: entry[1]["open"] is None):
+        committed, dirs = match["open"] is None, ranked.rank_dirs(path)
+        for position, rank, file in _files(dirs):
             if committed and position in still_open:  # the committed twin is the one that counts
                 del still_open[position], found[position]
             if not committed:
                 still_open[position] = path
             found.setdefault(position, {})[MODEL, rank] = file
-            sizes[position] = max(ranked.rank_dirs(path)) + 1
+            sizes[position] = max(dirs) + 1
     return _Committed(NAME, directory, found, (), still_open=still_open, sizes=sizes)
 
 
-def _files(directory: Path) -> Iterator[tuple[Position, int, Path]]:
-    for rank, path in ranked.rank_dirs(directory).items():
+def _files(dirs: Mapping[int, Path]) -> Iterator[tuple[Position, int, Path]]:
+    for rank, path in dirs.items():
         for file, match in ranked.files_like(path, _FILE):
             if int(match["rank"]) == rank:
                 yield Position(int(match["epoch"]), int(match["step"])), rank, file

@@ -24,20 +24,20 @@ SAVE_NOW = "save_now"
 MOST_RANKS = 1 << 18
 """More than any job has: a number above it is no rank, so that a list of those that are missing stays small."""
 
-_NUMBER = r"(?:0|[1-9]\d{0,17})"
+NUMBER = r"(?:0|[1-9]\d{0,17})"
 """Up to 18 digits, as many as 64 bits hold: Python refuses to convert very long ones."""
 
 _PAYLOAD = re.compile(
-    rf"(?P<prefix>.+)_rank_(?P<rank>{_NUMBER})-(?P<epoch>{_NUMBER})_(?P<step>{_NUMBER})\.(?P<format>ckpt|safetensors)",
+    rf"(?P<prefix>.+)_rank_(?P<rank>{NUMBER})-(?P<epoch>{NUMBER})_(?P<step>{NUMBER})\.(?P<format>ckpt|safetensors)",
     re.ASCII,
 )
-_RANK_DIR = re.compile(rf"rank_({_NUMBER})", re.ASCII)
-_VOTE = re.compile(rf"rank_({_NUMBER})\.json", re.ASCII)
-_POSITION = re.compile(rf"({_NUMBER})_({_NUMBER})", re.ASCII)
+_RANK_DIR = re.compile(rf"rank_({NUMBER})", re.ASCII)
+_VOTE = re.compile(rf"rank_({NUMBER})\.json", re.ASCII)
+_POSITION = re.compile(rf"({NUMBER})_({NUMBER})", re.ASCII)
 _RECORD = re.compile(r"(\d{6,18})\.json", re.ASCII)
 _ATTEMPT_NAME = r"\d{6,18}-[0-9a-f]{16}"
 _ATTEMPT = re.compile(_ATTEMPT_NAME, re.ASCII)
-_DELETED = re.compile(rf"({_NUMBER})_({_NUMBER})\.deleted-({_ATTEMPT_NAME})(?:\.\d+)?", re.ASCII)
+_DELETED = re.compile(rf"({NUMBER})_({NUMBER})\.deleted-({_ATTEMPT_NAME})(?:\.\d+)?", re.ASCII)
 _PART = re.compile(rf"\.(?P<final>.+)\.(?P<attempt>{_ATTEMPT_NAME})\.part", re.ASCII)
 _RETIRED = re.compile(rf"\.(?P<final>.+)\.(?P<attempt>{_ATTEMPT_NAME})\.retired", re.ASCII)
 
