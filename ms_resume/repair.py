@@ -15,7 +15,7 @@ from itertools import islice
 from pathlib import Path
 
 from ms_resume import commit, layouts, locate, ownership, removal, retention, verify
-from ms_resume.errors import DiskError, NothingToResume, UsageError
+from ms_resume.errors import Damaged, DiskError, NothingToResume, UsageError
 from ms_resume.layouts import SaveDirectory, ours, survey
 from ms_resume.layouts.survey import Survey
 from ms_resume.ondisk import atomic, meta, names, reading, votes
@@ -252,8 +252,8 @@ def _due(writer: Writer, checkpoint: Checkpoint) -> dict[str, Rewritten]:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_bytes().decode(errors="replace")
-    except FileNotFoundError:
+        return reading.content(path).decode(errors="replace")
+    except (FileNotFoundError, NotADirectoryError, Damaged):
         return ""
 
 
@@ -261,11 +261,11 @@ def _keep(writer: Writer, path: Path) -> Path | None:
     """A copy of a broken one, so that a `meta.json` is there at every moment; a whole one has nothing worth keeping."""
     if meta.read(path.parent).trouble in ("", "missing"):
         return None
-    reading.content(path)  # raises where it is no file, or too large to be copied
+    content = reading.content(path)  # raises where it is no file, or too large to be copied
     ownership.assert_owner(writer)
     kept = names.broken(path)
     try:
-        atomic.publish(kept, [path.read_bytes()], writer.attempt.attempt)
+        atomic.publish(kept, [content], writer.attempt.attempt)
     except DiskError:
         ownership.assert_owner(writer)  # a job that started just now sweeps what is being written here
         raise

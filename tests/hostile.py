@@ -6,9 +6,10 @@ import json
 import os
 import resource
 import signal
+import stat
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -95,3 +96,42 @@ def in_a_process(*words: str) -> subprocess.CompletedProcess[bytes]:
 def look_at_all(capsys: pytest.CaptureFixture[str], save: Path, **limits: Any) -> dict[str, tuple[int, str]]:
     """Every command that only looks."""
     return {" ".join(words): look(capsys, save, *words, **limits) for words in COMMANDS}
+
+
+def make_socket(path: Path) -> None:
+    os.mknod(path, stat.S_IFSOCK | 0o600)
+
+
+def make_device(path: Path) -> None:
+    try:
+        os.mknod(path, 0o20666, os.makedev(1, 5))  # /dev/zero
+    except PermissionError:
+        pytest.skip("only root makes devices")
+
+
+NO_FILES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "FIFO": (os.mkfifo, "a FIFO, expected a file"),
+    "directory": (Path.mkdir, "a directory, expected a file"),
+    "socket": (make_socket, "a socket, expected a file"),
+    "device": (make_device, "a device, expected a file"),
+    "link out": (lambda path: path.symlink_to("/etc/passwd"), "a symbolic link, expected a file"),
+    "link to a device": (lambda path: path.symlink_to("/dev/zero"), "a symbolic link, expected a file"),
+    "link to itself": (lambda path: path.symlink_to(path), "a symbolic link, expected a file"),
+}
+"""What can have a file's name, and what is said of it."""
+
+DOCUMENTS = {
+    "empty": b"",
+    "deep lists": b"[" * 100_000,
+    "deep objects": b'{"a":' * 100_000,
+    "huge": b"[" + b"[]," * (30 << 20),
+    "no object": b"[]",
+    "a number": b"3",
+    "a number of many digits": b'{"epoch": ' + b"1" * 5000 + b"}",
+    "not UTF-8": b'{"format": "\xff\xfe"}',
+    "UTF-16": '{"format": "ms_resume/1"}'.encode("utf-16"),
+    "a lone surrogate": b'{"format": "ms_resume/1", "attempt": "\\ud800"}',
+    "a name twice": b'{"format": "ms_resume/1", "format": "ms_resume/1"}',
+    "not a number": b'{"format": NaN}',
+}
+"""JSON that nobody wrote in earnest."""

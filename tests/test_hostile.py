@@ -10,7 +10,6 @@ import io
 import json
 import os
 import shutil
-import stat
 import struct
 import tracemalloc
 from collections.abc import Callable
@@ -59,36 +58,14 @@ def stock(tmp_path: Path) -> Path:
 # Things that are no files
 
 
-def _socket(path: Path) -> None:
-    os.mknod(path, stat.S_IFSOCK | 0o600)
-
-
-def _device(path: Path) -> None:
-    try:
-        os.mknod(path, 0o20666, os.makedev(1, 5))  # /dev/zero
-    except PermissionError:
-        pytest.skip("only root makes devices")
-
-
 def _sparse(path: Path) -> None:
     path.touch()
     os.truncate(path, 1 << 40)
 
 
-NO_FILES: dict[str, tuple[Spoil, str]] = {
-    "FIFO": (os.mkfifo, "a FIFO, expected a file"),
-    "directory": (Path.mkdir, "a directory, expected a file"),
-    "socket": (_socket, "a socket, expected a file"),
-    "device": (_device, "a device, expected a file"),
-    "link out": (lambda path: path.symlink_to("/etc/passwd"), "a symbolic link, expected a file"),
-    "link to a device": (lambda path: path.symlink_to("/dev/zero"), "a symbolic link, expected a file"),
-    "link to itself": (lambda path: path.symlink_to(path), "a symbolic link, expected a file"),
-}
-
-
-@pytest.fixture(params=NO_FILES)
+@pytest.fixture(params=hostile.NO_FILES)
 def no_file(request: pytest.FixtureRequest) -> tuple[Spoil, str]:
-    return NO_FILES[request.param]
+    return hostile.NO_FILES[request.param]
 
 
 def put(path: Path, make: Spoil) -> None:
@@ -230,25 +207,9 @@ def test_a_link_in_a_foreign_directory(tmp_path: Path, capsys: Capture) -> None:
 # JSON
 
 
-DOCUMENTS = {
-    "empty": b"",
-    "deep lists": b"[" * 100_000,
-    "deep objects": b'{"a":' * 100_000,
-    "huge": b"[" + b"[]," * (30 << 20),
-    "no object": b"[]",
-    "a number": b"3",
-    "a number of many digits": b'{"epoch": ' + b"1" * 5000 + b"}",
-    "not UTF-8": b'{"format": "\xff\xfe"}',
-    "UTF-16": '{"format": "ms_resume/1"}'.encode("utf-16"),
-    "a lone surrogate": b'{"format": "ms_resume/1", "attempt": "\\ud800"}',
-    "a name twice": b'{"format": "ms_resume/1", "format": "ms_resume/1"}',
-    "not a number": b'{"format": NaN}',
-}
-
-
-@pytest.fixture(params=DOCUMENTS)
+@pytest.fixture(params=hostile.DOCUMENTS)
 def document(request: pytest.FixtureRequest) -> bytes:
-    return DOCUMENTS[request.param]
+    return hostile.DOCUMENTS[request.param]
 
 
 class TestJson:
@@ -479,6 +440,7 @@ def test_headers_that_are_none(stock: Path, capsys: Capture, case: str) -> None:
 
     with hostile.watched(stock), pytest.raises(Damaged):
         payload.read_header(path)
+    assert hostile.look(capsys, path, "show")[0] == 21
     assert "a resume takes 0_5" in hostile.look_at_all(capsys, stock)["locate"][1]
 
 
@@ -651,6 +613,7 @@ def test_ckpt_files_that_are_none(stock: Path, capsys: Capture, case: str) -> No
 
     with hostile.watched(stock), pytest.raises(Damaged):
         ckpt.read(path)
+    assert hostile.look(capsys, path, "show")[0] == 21
     assert "a resume takes 0_5" in hostile.look_at_all(capsys, stock)["locate"][1]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import heapq
 import os
 import sys
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from ms_resume import layouts
 from ms_resume.errors import MsResumeError, NothingToResume, UsageError
 from ms_resume.layouts import Holding, survey
 from ms_resume.layouts.survey import Survey
-from ms_resume.ondisk import names
+from ms_resume.ondisk import names, reading
 from ms_resume.records import Position, Rejection
 
 _BESIDE_TRAIN = ("optimizer", "ref", "commits")
@@ -94,7 +95,7 @@ def nothing(save: Path, rejected: Sequence[Rejection], /, **fields: Any) -> MsRe
             hint=seen.advice,
             path=str(save),
         )
-    found = sorted(os.listdir(save))
+    found = heapq.nsmallest(6, reading.listed(save, follow=True))
     held = ", ".join(found[:5]) + (", ..." if len(found) > 5 else "")
     said = f"has no checkpoint in it (it holds {held})" if found else "is empty"
     return NothingToResume(

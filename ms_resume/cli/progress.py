@@ -18,4 +18,4 @@ def size_bytes(checkpoint: Checkpoint) -> int:
     """What a resume reads: a reference that an older position wrote counts too."""
     if checkpoint.votes:
         return sum(file.bytes for vote in checkpoint.votes for file in vote.files)
-    return sum(found.path.stat().st_size for found in checkpoint.files)
+    return sum(found.path.lstat().st_size for found in checkpoint.files)

@@ -27,7 +27,7 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -35,12 +35,11 @@ from typing import Any
 from ms_resume.cli import tables
 from ms_resume.errors import Damaged, UsageError
 from ms_resume.layouts import mindrlhf
-from ms_resume.ondisk import ckpt, names, payload
+from ms_resume.ondisk import ckpt, names, payload, reading
 from ms_resume.records import Position, TensorInfo
 
 _ROLES = {prefix: role for role, prefix in names.PREFIXES.items()}
 _IN_MARK = ("ms_resume", "attempt", "epoch", "step", "rank", "role", "digests")
-_TRAILER_BYTES = len(ckpt.CRC_MARK) + 10
 _TENSORS_SHOWN = 32
 _DIGITS_SHOWN = 12
 _VALUE_SHOWN = 200
@@ -87,7 +86,7 @@ class Contents:
 
     @property
     def bytes(self) -> int:
-        return self.path.stat().st_size
+        return reading.size(self.path)
 
     def to_json(self) -> dict[str, Any]:
         """What `--json` prints; docs/format.md lists the keys."""
@@ -141,12 +140,12 @@ def read(path: Path) -> tuple[Contents, Damaged | None]:
     """What is in a file, and what is wrong with it."""
     kind = _kind(path)
     try:
-        contents, number = _whole(path) if kind == "safetensors" else _whole_ckpt(path)
+        contents, source = _whole(path) if kind == "safetensors" else _whole_ckpt(path)
     except Damaged as damaged:
         return _rest(path) if kind == "safetensors" else Contents(path, kind, has_crc=_has_crc(path)), damaged
     try:
         if all(_is_number(contents.tensors.get(name)) for name in mindrlhf.POSITION_TENSORS):
-            contents = replace(contents, inside=Position(*map(number, mindrlhf.POSITION_TENSORS)))
+            contents = replace(contents, inside=mindrlhf.position_inside(source))
     except Damaged as damaged:
         return contents, damaged
     if len(set(contents.positions.values())) > 1:
@@ -164,14 +163,14 @@ def _file(text: str) -> Path:
     if not path.is_file():
         what = "is not a regular file" if path.exists() else "does not exist"
         raise UsageError(f"{path}: {what}, expected a .safetensors or .ckpt file", hint="check the path")
-    return path
+    return path.resolve() if path.is_symlink() else path  # a person gave it, so a link is followed
 
 
 def _kind(path: Path) -> str:
     """By its ending; by its first bytes where it has another one, as what was put aside has."""
     if path.suffix in (".safetensors", ".ckpt"):
         return path.suffix[1:]
-    with open(path, "rb") as file:
+    with reading.opened(path) as file:
         begin = file.read(9)
     if begin[8:] == b"{" and int.from_bytes(begin[:8], "little") <= payload.HEADER_LIMIT:
         return "safetensors"
@@ -183,38 +182,34 @@ def _kind(path: Path) -> str:
     )
 
 
-def _whole(path: Path) -> tuple[Contents, Callable[[str], int]]:
+def _whole(path: Path) -> tuple[Contents, mindrlhf.Source]:
     header = payload.read_header(path)
     digest = header.digest if header.mark else None  # without digests in it a header does not tell the bytes
-    has_crc = "crc_num" in header.metadata
+    has_crc = payload.CRC_KEY in header.metadata
     contents = Contents(
         path, "safetensors", header.metadata, header.tensors, header.digests, digest, header.mark, has_crc
     )
-
-    def number(name: str) -> int:
-        with open(path, "rb") as file:
-            return int.from_bytes(payload.read_tensor(file, header, name), "little", signed=True)
-
-    return contents, number
+    return contents, header
 
 
-def _whole_ckpt(path: Path) -> tuple[Contents, Callable[[str], int]]:
+def _whole_ckpt(path: Path) -> tuple[Contents, mindrlhf.Source]:
     held = ckpt.read(path)
-    contents = Contents(path, "ckpt", tensors=held.tensors, has_crc=held.has_crc)
-    return contents, lambda name: int.from_bytes(ckpt.read_tensor(held, name), "little", signed=True)
+    return Contents(path, "ckpt", tensors=held.tensors, has_crc=held.has_crc), held
 
 
 def _rest(path: Path) -> Contents:
     """What a damaged safetensors file still tells: one that was cut has its header."""
-    with open(path, "rb") as file:
+    with reading.opened(path) as file:
+        most = min(payload.HEADER_LIMIT, file.seek(0, 2) - 8)
+        file.seek(0)
         prefix = file.read(8)
         length = int.from_bytes(prefix, "little")
-        block = prefix + file.read(length) if length <= min(payload.HEADER_LIMIT, path.stat().st_size - 8) else b""
+        block = prefix + file.read(length) if length <= most else b""
     try:
         tensors, digests = payload.described(path, block)
     except Damaged:
         return Contents(path, "safetensors")
-    metadata = json.loads(block[8:]).get("__metadata__", {})
+    metadata = reading.parse(block[8:]).get("__metadata__", {})
     mark = None
     if "ms_resume" in metadata:
         position = Position(int(metadata["epoch"]), int(metadata["step"]))
@@ -225,9 +220,8 @@ def _rest(path: Path) -> Contents:
 
 def _has_crc(path: Path) -> bool:
     """Whether a `.ckpt` ends with one: a file that was cut does not."""
-    with open(path, "rb") as file:
-        file.seek(-min(_TRAILER_BYTES, path.stat().st_size), 2)
-        return file.read().startswith(ckpt.CRC_MARK)
+    with reading.opened(path) as file:
+        return ckpt.trailer(file)[1] is not None
 
 
 def _is_number(info: TensorInfo | None) -> bool:

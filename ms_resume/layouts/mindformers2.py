@@ -29,7 +29,9 @@ _ITERATION = re.compile(r"iteration_(\d{1,18})", re.ASCII)
 _SHARD = re.compile(r"(?:.+-)?(?P<kind>model|opt)-(?P<number>\d{7})-(?P<of>\d{7})\.safetensors", re.ASCII)
 _ROLES = {"model": MODEL, "opt": "optimizer"}
 _COMMON, _METADATA = "common.json", "metadata.json"
-_COMMON_LIMIT, _METADATA_LIMIT = 1 << 20, payload.HEADER_LIMIT  # of all ranks, as large as one header can be
+_COMMON_LIMIT, _METADATA_LIMIT = 1 << 20, 64 << 20
+"""The second lists each shard of each tensor of the job: some hundred thousand."""
+
 _LONGEST_KEY = 8192
 _ABNORMAL = 1
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,7 +16,7 @@ from ms_resume import layouts, locate, verify
 from ms_resume.errors import Disagreement, NothingToResume, UsageError
 from ms_resume.framework.group import Group
 from ms_resume.layouts import mindrlhf, survey
-from ms_resume.ondisk import mounts, names, payload, votes
+from ms_resume.ondisk import mounts, names, payload, reading, votes
 from ms_resume.records import Checkpoint, Located, Position, Rejection, Vote, in_ranges
 from ms_resume.resume import agree, disks
 from ms_resume.resume.disks import Offer
@@ -245,7 +246,7 @@ def wait_for(path: Path, look: Callable[[], T], wait_s: float) -> T:
 
 def _choice(located: Located, checkpoint: Checkpoint) -> Choice:
     vote_files = [names.vote(located.save, checkpoint.position, vote.rank) for vote in checkpoint.votes]
-    digest = _combined([payload.digest_of(path.read_bytes()) for path in vote_files]) if vote_files else ""
+    digest = _combined([payload.digest_of(reading.content(path)) for path in vote_files]) if vote_files else ""
     first = checkpoint.of_rank(0)
     return Choice(
         save=located.save,
@@ -272,7 +273,7 @@ def _open_mine(choice: Choice, rank: int, wait_s: float) -> tuple[Mine, str]:
             wait_for(path, path.stat, wait_s)
         return Mine(files, None), ""
     path = names.vote(choice.save, choice.position, rank)
-    content = wait_for(path, path.read_bytes, wait_s)
+    content = wait_for(path, partial(reading.content, path), wait_s)
     vote = votes.decode(path, content)
     files = {file.role: choice.save / file.path for file in vote.files}
     for file in files.values():

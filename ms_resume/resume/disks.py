@@ -14,7 +14,7 @@ from typing import Any
 from ms_resume.framework.group import Group
 from ms_resume.layouts import mindrlhf, ours, survey
 from ms_resume.layouts.survey import Survey
-from ms_resume.ondisk import names, payload, votes
+from ms_resume.ondisk import names, payload, reading, votes
 from ms_resume.ownership import machine
 from ms_resume.records import Checkpoint, Position, Vote
 from ms_resume.resume import agree
@@ -109,7 +109,7 @@ def _offer(surveyed: Survey, position: Position, rank: int) -> Offer | None:
     vote = found.get(rank)
     if vote is None or not ours.is_live(surveyed, vote) or not _has_files(surveyed.save, vote):
         return None
-    content = names.vote(surveyed.save, position, rank).read_bytes()
+    content = reading.content(names.vote(surveyed.save, position, rank))
     return Offer(position, ours.NAME, vote.attempt, vote.world_size, payload.digest_of(content))
 
 

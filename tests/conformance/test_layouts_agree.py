@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import struct
 import subprocess
@@ -11,12 +12,13 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import hostile
 import pytest
 from command import call
 from conformance.trees import NUMBERS, RANKS, TREES, Tree
 
 from ms_resume import layouts, locate
-from ms_resume.errors import UsageError
+from ms_resume.errors import Damaged, UsageError
 from ms_resume.records import Checkpoint, Rejection
 
 Capture = pytest.CaptureFixture[str]
@@ -177,6 +179,78 @@ def test_the_commands_say_the_same(tree: Tree, save: Path, capsys: Capture) -> N
     assert (found.code, found.json["position"]) == ((10, None) if tree.kind else (0, tree.position(3).to_json()))
     assert {row["verdict"] for row in checked.json["positions"]} == {tree.kind or "valid"}
     assert all(str(tree.position(3)) in told.out for told in people)
+
+
+@pytest.mark.parametrize("make", hostile.NO_FILES)
+def test_what_is_no_file(tree: Tree, save: Path, capsys: Capture, make: str) -> None:
+    """In the place of one: said by its kind, with the rank, not opened and not waited for."""
+    path = tree.file(save, 3, 1)
+    path.unlink()
+    hostile.NO_FILES[make][0](path)
+    told = hostile.look_at_all(capsys, save)
+
+    with hostile.watched(save):
+        verdict = judged(tree, save)[3]
+    assert isinstance(verdict, Rejection)
+    assert (verdict.kind, verdict.ranks) == ("damaged", (1,))
+    assert hostile.NO_FILES[make][1] in verdict.reason
+    assert hostile.NO_FILES[make][1] in told["ls"][1].replace("\n", " ")
+
+
+def test_a_link_out(tree: Tree, save: Path, capsys: Capture, tmp_path: Path) -> None:
+    """In the place of a directory: nothing behind it is looked at, whatever it is taken for."""
+    home = tree.file(save, 3, 1).parent
+    home.rename(tmp_path / "outside")
+    home.symlink_to(tmp_path / "outside")
+
+    hostile.look_at_all(capsys, save)
+    with hostile.watched(save):
+        assert _newest_or_error(tree, save) in (False, "a symbolic link, expected a directory")
+
+
+def _newest_or_error(tree: Tree, save: Path) -> bool | str:
+    """Whether number 3 is whole, or what is said instead of a verdict."""
+    try:
+        return is_whole(tree, judged(tree, save)[3])
+    except Damaged as error:
+        return str(error.fields["reason"])
+
+
+def test_a_directory_that_a_person_gave(tree: Tree, save: Path, tmp_path: Path) -> None:
+    """It may be a link."""
+    (tmp_path / "link").symlink_to(save)
+
+    assert [is_whole(tree, verdict) for verdict in judged(tree, tmp_path / "link").values()] == [True] * 3
+
+
+@pytest.mark.parametrize("how", [*hostile.NO_FILES, *hostile.DOCUMENTS])
+def test_documents_that_nobody_wrote(tree: Tree, save: Path, capsys: Capture, how: str) -> None:
+    """In the place of each hint, tracker and list of another tool: a verdict, or one error."""
+    for path in sorted(save.rglob("*")):
+        if path.suffix in (".json", ".txt") and "commits" not in path.parts:
+            path.unlink()
+            hostile.NO_FILES[how][0](path) if how in hostile.NO_FILES else path.write_bytes(hostile.DOCUMENTS[how])
+    (save / "checkpoint").mkdir(exist_ok=True)
+    for path in (save / "health_ckpts.json", save / "checkpoint" / "health_ckpts.json"):
+        hostile.NO_FILES[how][0](path) if how in hostile.NO_FILES else path.write_bytes(hostile.DOCUMENTS[how])
+
+    assert hostile.look(capsys, save, "ls")[0] == 0
+    taken = tree.layout != "mindformers-2" and not tree.kind  # whose lists decide, or which has no optimizer
+    assert hostile.look(capsys, save, "locate")[0] == (0 if taken else 10)
+
+
+@pytest.mark.parametrize("digits", ["9" * 19, "9" * 50, "0" * 30 + "7"])
+def test_numbers_in_names(tree: Tree, save: Path, capsys: Capture, digits: str) -> None:
+    """More than 64 bits hold: no number, so no name of this layout."""
+    before = {number: (type(v), getattr(v, "kind", "")) for number, v in judged(tree, save).items()}
+    path = tree.file(save, 3, 1)
+    for name in {re.sub(r"\d+(?=\D*$)", digits, path.name), re.sub(r"\d+", digits, path.name)}:
+        (path.parent / name).touch()
+    for above in {path.parent, path.parent.parent} - {save, save.parent}:
+        (above.parent / re.sub(r"\d+", digits, above.name + "_0")).mkdir(exist_ok=True)
+    hostile.look_at_all(capsys, save)
+
+    assert {number: (type(v), getattr(v, "kind", "")) for number, v in judged(tree, save).items()} == before
 
 
 def snapshot(save: Path) -> dict[str, tuple[bytes, int]]:
