@@ -989,7 +989,7 @@ MUTANTS: list[Mutant] = [
         ),
         (
             "repair keeps no copy of what was broken",
-            "    kept = names.broken(path)\n    try:\n        atomic.publish(kept, [path.read_bytes()], writer.attempt.attempt)\n",
+            "    kept = names.broken(path)\n    try:\n        atomic.publish(kept, [content], writer.attempt.attempt)\n",
             "    kept = names.broken(path)\n    try:\n        pass\n",
             (_standing("repair, and what is kept"),),
         ),
