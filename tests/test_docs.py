@@ -179,8 +179,8 @@ def unknown_commands(text: str) -> list[str]:
         words = shlex.split(line.replace("...", "").replace("E_S", "0_5"))
         if not any(_parses([*words, *more]) for more in ([], ["SAVE"], ["SAVE", "0_5"])):
             wrong.append(f"ms-resume {line}")
-    targets = set(re.findall(r"^(\w+):", text_of("Makefile"), re.MULTILINE))
-    wrong += [f"make {t}" for t in re.findall(r"(?:^|[^\w-])make (\w+)", code_in(text)) if t not in targets]
+    targets = set(re.findall(r"^([\w-]+):", text_of("Makefile"), re.MULTILINE))
+    wrong += [f"make {t}" for t in re.findall(r"(?:^|[^\w-])make (\w[\w-]*)", code_in(text)) if t not in targets]
     return wrong + [flag for flag in re.findall(r"(?<![\w-])--[a-z][\w-]+", code_in(text)) if flag not in known_flags()]
 
 

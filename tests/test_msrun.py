@@ -178,10 +178,12 @@ def test_resuming_from_nowhere_is_an_error(tmp_path):
 
 def run_on_two_disks(top: Path, *arguments: str) -> str:
     """What both ranks said; each has a save directory of its own."""
-    msrun = [str(Path(sys.executable).with_name("msrun")), "--worker_num=2", "--local_worker_num=2", "--join=True"]
-    settings = environment(MS_RESUME_STORAGE="local")
+    bin_dir = Path(sys.executable).parent  # msrun starts `python`, whichever comes first
+    msrun = [str(bin_dir / "msrun"), "--worker_num=2", "--local_worker_num=2", "--join=True"]
+    settings = environment(MS_RESUME_STORAGE="local", PATH=f"{bin_dir}:{os.environ['PATH']}")
     command = [*msrun, f"--master_port={settings['MASTER_PORT']}", f"--log_dir={top / 'logs'}"]
     command += [str(TOP / "tests/node_local_main.py"), str(top), "--config", str(CONFIG), *arguments]
+    command += ["--dataset_file", str(top / "sums.mindrecord")]  # the one thing that all nodes must have
     run = subprocess.run(command, env=settings, capture_output=True, text=True, check=False)
     said = "".join(path.read_text() for path in sorted((top / "logs").glob("worker_*.log")))
 

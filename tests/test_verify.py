@@ -308,7 +308,8 @@ class TestThreads:
     def test_ctrl_c_ends_it(self, save: Path) -> None:
         """While the main thread waits for the others."""
         script = (
-            "import sys, time; from pathlib import Path; from ms_resume import locate, verify\n"
+            "import signal, sys, time; from pathlib import Path; from ms_resume import locate, verify\n"
+            "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a job in the background ignores it
             "checkpoint = locate.latest(Path(sys.argv[1])).checkpoint\n"
             "slow = lambda count: (print('reading', flush=True), time.sleep(0.2))\n"
             "verify.check(checkpoint, deep=True, progress=slow)\n"
