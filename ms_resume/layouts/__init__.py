@@ -1,7 +1,7 @@
 """The ways in which checkpoints lie on disk: one module each, read-only, free of pickle and of MindSpore.
 
 A layout knows a directory of its kind by sight (`evidence`) and opens it (`take`) as a `Holding`: positions, newest
-first, the files of each, and a verdict. A new layout is a module and its line in `LAYOUTS`.
+first, the files of each, and a verdict. A new layout is a module and its place in `FOREIGN`.
 
 A save directory is one kind, although ours and stock MindRLHF's positions may lie in it side by side: there the first
 of `_OF_POSITIONS` that claims a position has the word, ours before stock, because a position with our votes or our mark

@@ -1,6 +1,8 @@
 """MindSpeed for MindSpore: one file for each rank, named by the global step; the position is (0, global step).
 
-<save>/rank_R/<prefix>_rank_R_G.<ckpt or safetensors>, and a meta.json with `last_global_step`, `last_ckpt_file`
+    <save>/rank_R/<prefix>_rank_R_G.<ckpt or safetensors>, and a meta.json with `last_global_step`, `last_ckpt_file`
+
+Only the file before it shows that a `.ckpt` was cut between two records.
 """
 
 from __future__ import annotations

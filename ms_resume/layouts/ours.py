@@ -65,12 +65,9 @@ def is_live(survey: Survey, vote: Vote) -> bool:
     return survey.line.holds(vote.attempt, vote.position)
 
 
-def missing_file(save: Path, group: Mapping[int, Vote]) -> tuple[str, str] | None:
-    """Kind and reason of the first file of these votes that is not there, or has another size."""
-    found = (
-        trouble for _, vote in sorted(group.items()) for file in vote.files if (trouble := _check_file(save, file))
-    )
-    return next(found, None)
+def missing_file(save: Path, vote: Vote) -> tuple[str, str] | None:
+    """Kind and reason of the first file of a vote that is not there, or has another size."""
+    return next((trouble for file in vote.files if (trouble := _check_file(save, file))), None)
 
 
 def never_whole(survey: Survey, position: Position) -> bool:
@@ -120,11 +117,9 @@ def _largest_group(survey: Survey, found: Mapping[int, Vote]) -> tuple[tuple[str
 
 
 def _check_files(save: Path, position: Position, group: Mapping[int, Vote]) -> Rejection | None:
-    def first_trouble(rank: int) -> tuple[str, str] | None:
-        return next((trouble for file in group[rank].files if (trouble := _check_file(save, file))), None)
-
     ranks = sorted(group)
-    for rank, trouble in zip(ranks, abreast.each(first_trouble, ranks, save), strict=True):
+    troubles = abreast.each(lambda rank: missing_file(save, group[rank]), ranks, save)
+    for rank, trouble in zip(ranks, troubles, strict=True):
         if trouble:
             kind, reason = trouble
             return Rejection(position, kind, reason, (rank,))

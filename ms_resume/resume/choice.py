@@ -106,9 +106,10 @@ class Held:
 
 def held(save: Path, rank: int, ref_dir: Path | None, steps_per_epoch: int) -> Held:
     _check_exists_or_new(save)
-    offers = tuple(disks.offers(save, rank, ref_dir, steps_per_epoch))
-    surveyed = survey.take(save, ref_dir) if save.is_dir() else None
-    return Held(offers, surveyed is None or not (surveyed.positions or surveyed.deleted))
+    if not save.exists():
+        return Held((), empty=True)
+    surveyed = survey.take(save, ref_dir, steps_per_epoch)
+    return Held(tuple(disks.offers(surveyed, rank)), not (surveyed.positions or surveyed.deleted))
 
 
 def held_to_json(held: Held) -> list[Any]:

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ms_resume.errors import Damaged
 from ms_resume.framework.group import Group
-from ms_resume.layouts import mindrlhf, ours, survey
+from ms_resume.layouts import mindrlhf, ours
 from ms_resume.layouts.survey import Survey
 from ms_resume.ondisk import names, payload, reading, votes
 from ms_resume.ownership import machine
@@ -69,11 +70,8 @@ def find(group: Group, save: Path) -> Disk:
     return Disk(tuple(rank for rank, place in enumerate(told) if place == mine), group.rank, group.world_size)
 
 
-def offers(save: Path, rank: int, ref_dir: Path | None, steps_per_epoch: int | None) -> list[Offer]:
+def offers(surveyed: Survey, rank: int) -> list[Offer]:
     """What `rank` has, newest first: live, with its files, whatever other ranks have."""
-    if not save.is_dir():
-        return []
-    surveyed = survey.take(save, ref_dir, steps_per_epoch)
     found = (_offer(surveyed, position, rank) for position in surveyed.positions)
     return [offer for offer in found if offer is not None]
 
@@ -105,11 +103,14 @@ def _offer(surveyed: Survey, position: Position, rank: int) -> Offer | None:
     if not ours.claims(surveyed, position):
         judged = mindrlhf.judge(surveyed, position, (rank,))
         return Offer(position, mindrlhf.NAME) if isinstance(judged, Checkpoint) else None
-    found, _ = votes.read_all(names.vote_dir(surveyed.save, position))
-    vote = found.get(rank)
-    if vote is None or not ours.is_live(surveyed, vote) or not _has_files(surveyed.save, vote):
+    path = names.vote(surveyed.save, position, rank)
+    try:
+        content = reading.content(path)
+        vote = votes.decode(path, content)
+    except (FileNotFoundError, Damaged):
         return None
-    content = reading.content(names.vote(surveyed.save, position, rank))
+    if not ours.is_live(surveyed, vote) or not _has_files(surveyed.save, vote):
+        return None
     return Offer(position, ours.NAME, vote.attempt, vote.world_size, payload.digest_of(content))
 
 
@@ -117,7 +118,7 @@ def _has_files(save: Path, vote: Vote) -> bool:
     """By their sizes, like any complete position; a resume checks the rest while it loads."""
     if vote.file("optimizer") is None:
         return False
-    return ours.missing_file(save, {vote.rank: vote}) is None
+    return ours.missing_file(save, vote) is None
 
 
 def missing(told: Mapping[int, Iterable[Offer]], position: Position) -> tuple[int, ...]:

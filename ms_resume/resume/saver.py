@@ -181,7 +181,8 @@ class Saver:
 
     def _offers(self) -> list[disks.Offer]:
         try:
-            return disks.offers(self._job.save, self._job.group.rank, None, self._job.steps_per_epoch)
+            surveyed = survey.take(self._job.save, steps_per_epoch=self._job.steps_per_epoch)
+            return disks.offers(surveyed, self._job.group.rank)
         except (MsResumeError, OSError):
             return []  # what cannot be read counts for nothing now; the save itself says what is wrong
 
