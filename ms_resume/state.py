@@ -6,6 +6,7 @@ A role (policy, optimizer, ref) is anything with the methods of `Tensors`: a Min
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -14,6 +15,7 @@ from ms_resume.errors import UsageError
 from ms_resume.records import TensorInfo
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
 
 _DTYPES = {
@@ -71,7 +73,7 @@ class Arrays(dict[str, "NDArray[Any]"]):
         return from_array(self[name])
 
     def infos(self) -> dict[str, TensorInfo]:
-        return {name: TensorInfo(_dtype(array), _shape(array)) for name, array in self.items()}
+        return {name: TensorInfo(_form(array.dtype)[0], _shape(array)) for name, array in self.items()}
 
     def place(self, name: str, value: HostTensor) -> None:
         self[name][...] = to_array(value)
@@ -81,16 +83,18 @@ def from_array(array: NDArray[Any]) -> HostTensor:
     """A view where the array is contiguous, a copy otherwise."""
     import numpy as np
 
-    dtype = _dtype(array)
-    flat = np.ascontiguousarray(array.astype(array.dtype.newbyteorder("<"), copy=False)).reshape(-1)
+    dtype, little_endian = _form(array.dtype)
+    flat = np.ascontiguousarray(array, little_endian).reshape(-1)
     data = flat.view(np.uint8).data if flat.size else memoryview(b"")
     return HostTensor(dtype, _shape(array), data)
 
 
-def _dtype(array: NDArray[Any]) -> str:
-    if array.dtype.name not in _DTYPES:
-        raise UsageError(f"an array of dtype {array.dtype} cannot be saved", hint="convert it to numbers or booleans")
-    return _DTYPES[array.dtype.name]
+@functools.cache
+def _form(dtype: np.dtype[Any]) -> tuple[str, np.dtype[Any]]:
+    """What an array's dtype is called in a file, and how it lies there. Remembered: asking takes longer than a copy."""
+    if dtype.name not in _DTYPES:
+        raise UsageError(f"an array of dtype {dtype} cannot be saved", hint="convert it to numbers or booleans")
+    return _DTYPES[dtype.name], dtype.newbyteorder("<")
 
 
 def _shape(array: NDArray[Any]) -> tuple[int, ...]:

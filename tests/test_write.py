@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,11 +18,11 @@ import savers
 from runs import ThreadGroup, TinyRank, run_ranks
 
 import ms_resume
-from ms_resume import commit, locate
+from ms_resume import commit, locate, write
 from ms_resume.errors import DiskError
-from ms_resume.ondisk import atomic, ckpt, names, payload
+from ms_resume.ondisk import atomic, ckpt, direct, names, payload
 from ms_resume.records import Checkpoint, Position
-from ms_resume.state import Arrays, read_all
+from ms_resume.state import Arrays, read_all, scalar
 
 SETTINGS = ms_resume.Settings(keep_last=2, heartbeat_s=0)
 
@@ -78,6 +79,49 @@ def test_a_save_that_does_not_fit_leaves_nothing(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(os, "write", write)
     with pytest.raises(DiskError, match="No space left"):
         savers.save(who, "0_2")
+
+    assert savers.files(tmp_path) == before
+
+
+def large(at: str) -> write.Snapshot:
+    """Policy and optimizer, each large enough for threads."""
+    roles = {
+        "policy": read_all(Arrays(w=np.ones(direct.LARGE, np.uint8))),
+        "optimizer": read_all(Arrays({"adam_m.w": np.ones(direct.LARGE, np.uint8)})),
+        "state": {"global_step": scalar(0)},
+    }
+    return write.Snapshot(Position.parse(at), 0, roles)
+
+
+def test_large_files_are_written_beside_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    who = savers.writer(tmp_path, savers.open_attempt(tmp_path))
+    both, real = threading.Barrier(2), atomic.publish
+
+    def publish(path: Path, content: atomic.Content, attempt: str) -> None:
+        if names.parse_payload(path.name) and "state" not in path.name:
+            both.wait(10)  # raises where the other one does not come
+        real(path, content, attempt)
+
+    monkeypatch.setattr(atomic, "publish", publish)
+    vote = write.save(who, large("0_1"), savers.ABOUT, None).vote
+    assert [file.role for file in vote.files] == ["policy", "optimizer", "state"]
+
+
+@pytest.mark.parametrize("failing", ["policy", "optimizer", "state"])
+def test_one_of_several_large_files_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str) -> None:
+    who = savers.writer(tmp_path, savers.open_attempt(tmp_path))
+    write.save(who, large("0_1"), savers.ABOUT, None)
+    before, real = savers.files(tmp_path), os.fsync
+
+    def fsync(fd: int) -> None:
+        name = Path(os.readlink(f"/proc/self/fd/{fd}")).name
+        if failing in name and "0_2" in name:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(fd)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(DiskError, match="No space left"):
+        write.save(who, large("0_2"), savers.ABOUT, None)
 
     assert savers.files(tmp_path) == before
 

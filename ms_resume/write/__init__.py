@@ -12,6 +12,7 @@ import contextlib
 import errno
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,7 @@ from typing import Any
 
 from ms_resume import commit, ownership
 from ms_resume.errors import DiskError, MsResumeError, UsageError
-from ms_resume.ondisk import names
+from ms_resume.ondisk import direct, names
 from ms_resume.records import Payload, Position, Vote, Writer
 from ms_resume.state import HostTensor, infos
 from ms_resume.write import files, readback, room
@@ -128,10 +129,10 @@ def _save(
     room.check(writer.save, size, len(due) + _SMALL_FILES, ranks=writer.world_size, make=make_room)
     commit.retract(writer, snapshot.position, paths.values())
     with _all_or_none(writer, snapshot, paths):
-        written = [files.write(writer, snapshot, role, paths[role]) for role in own]
+        written = _write(writer, snapshot, {role: paths[role] for role in own})
         others = {role: path for role, path in paths.items() if role not in own}
         linked, warnings = snapshot.replicas.link(writer, snapshot, others)  # now that none waits for this rank's own
-        written += [files.write(writer, snapshot, role, paths[role]) for role in others if role not in linked]
+        written += _write(writer, snapshot, {role: path for role, path in others.items() if role not in linked})
         for file in written if snapshot.read_back else ():
             readback.check(writer.save / file.path, file)
         if reference is not None and not commit.in_place(writer.save, reference):
@@ -144,6 +145,15 @@ def _save(
         vote = _vote(writer, snapshot, [*written, *linked.values(), *filter(None, [reference])], about)
         commit.cast(writer, vote)
     return Saved(vote, True, sum(file.bytes for file in written), (*warnings, *_record_meta(writer, vote)))
+
+
+def _write(writer: Writer, snapshot: Snapshot, paths: Mapping[str, Path]) -> list[Payload]:
+    """Large files beside each other: while one waits for its last digests the disk has the other."""
+    large = [role for role in paths if files.size_of(snapshot, role) >= direct.LARGE]
+    with ThreadPoolExecutor(max(1, len(large)), "ms_resume payload") as pool:
+        begun = [pool.submit(files.write, writer, snapshot, role, paths[role]) for role in large]
+        alone = [files.write(writer, snapshot, role, path) for role, path in paths.items() if role not in large]
+        return [file.result() for file in begun] + alone
 
 
 @contextlib.contextmanager
