@@ -38,6 +38,9 @@ _BATCH = 4 << 20
 _MOST_NAMES = 256
 """And so many of them."""
 
+_SMALL = 64 << 10
+"""Bytes that are copied in a few microseconds."""
+
 _WIDEST = 8
 """Bytes of the widest item."""
 
@@ -164,7 +167,8 @@ class Staged:
 
     def digests(self, role: str) -> dict[str, str]:
         """Of every tensor of a role, by name, taken from the copies."""
-        return {name: job.result()[name] for run in self._of(role) for name, job in self._digested[run.roles].items()}
+        jobs = [job for run in self._of(role) for job in dict.fromkeys(self._digested[run.roles].values())]
+        return {name: digest for job in jobs for name, digest in job.result().items()}
 
     def holds(self, role: str, name: str, tensor: HostTensor) -> bool:
         """Whether the copy of a tensor, when it is made, has the same bytes. By its digest where that is there already:
@@ -218,10 +222,12 @@ class Staged:
 
 
 def _copy(source: memoryview, target: memoryview) -> None:
-    """Lets other threads run meanwhile, which a slice of a memoryview does not."""
+    """Lets other threads run meanwhile, where the copy takes longer than to hand over to them and back."""
     import numpy as np
 
-    if len(source):
+    if len(source) < _SMALL:
+        target[:] = source
+    else:
         np.copyto(np.frombuffer(target, np.uint8), np.frombuffer(source, np.uint8))
 
 
