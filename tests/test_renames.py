@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 import time
-from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -279,6 +278,42 @@ def test_injected_renames_are_mended(kind: str) -> None:
     print(f"\n{kind}: {right} of {count} renames mended ({100 * right / count:.1f} %)", end="")
 
 
+NAMED = model_names.mindformers(model_names.shortened(MODELS["Qwen2.5-7B"], layers=4))
+GAMMA = replaced((r"(norm\w*)\.weight$", r"\1.gamma"))
+STATE = model_names.optimizer(NAMED)
+NORMS = ("attention_norm", "ffn_norm", "norm_out")
+
+SHORT: list[tuple[Infos, Infos, list[dict[str, Any]]]] = [
+    (model_names.policy(NAMED), NAMED, [{"prefix": {"grpo_model_train.policy_model.": ""}}]),
+    (NAMED, model_names.policy(NAMED), [{"add_prefix": "grpo_model_train.policy_model."}]),
+    (renamed(NAMED, GAMMA)[0], NAMED, [{"regex": {r"(.*\.)?gamma(\..*)?": r"\1weight\2"}}]),
+    (
+        NAMED,
+        renamed(NAMED, GAMMA)[0],  # not every weight: each norm by its name
+        [{"regex": {rf"(.*\.)?{norm}\.weight(\..*)?": rf"\1{norm}.gamma\2" for norm in NORMS}}],
+    ),
+    (
+        STATE,
+        model_names.optimizer(NAMED, "exp_avg", "exp_avg_sq"),
+        [{"prefix": {"adam_m.": "exp_avg.", "adam_v.": "exp_avg_sq."}}],
+    ),
+    (
+        renamed(STATE, replaced((r"(layers\.\d+)\.", r"\1._backbone.")))[0],
+        STATE,
+        [{"regex": {r"(.*\.)?_backbone\.(.*)": r"\1\2"}}],
+    ),
+]  # fmt: skip  # one case each
+
+
+@pytest.mark.parametrize(("file", "net", "rules"), SHORT)
+def test_a_map_is_as_short_as_it_may_be(file: Infos, net: Infos, rules: list[dict[str, Any]]) -> None:
+    """A person reads it before a long run."""
+    name_map = diagnose(file, net).name_map
+
+    assert name_map is not None
+    assert [rule.said for rule in name_map.rules] == rules
+
+
 def test_moe_at_full_size() -> None:
     """Five thousand names of DeepSeek-V2-Lite, from Hugging Face's to MindFormers' with stacked experts."""
     began = time.process_time()
@@ -387,7 +422,7 @@ def shuffled(number: int) -> str:
 
 @pytest.mark.parametrize("kind", ["layers", "no families"])
 def test_nearest_of_ten_thousand(kind: str) -> None:
-    """Ten thousand names against ten thousand in less than 2 s: here with slack, for a machine that is busy."""
+    """Ten thousand names against ten thousand in less than 2 s of one processor."""
     if kind == "layers":
         net = [f"model.layers.{n // 10}.attention.part_{n % 10}.weight" for n in range(10_000)]
         file = [name.replace("attention", "self_attn") for name in net]
@@ -401,7 +436,7 @@ def test_nearest_of_ten_thousand(kind: str) -> None:
     right = sum(found.get(name) == wanted for name, wanted in zip(net, file, strict=True))
     assert right >= 0.95 * len(net)
     print(f"\nnearest, {kind}: {took:.2f} s, {right} of {len(net)} right", end="")
-    assert took < 4
+    assert took < 2
 
 
 def test_a_whole_report_on_ten_thousand() -> None:
@@ -415,7 +450,7 @@ def test_a_whole_report_on_ten_thousand() -> None:
     assert report.diagnosis.name_map is not None
     assert match(_mapped(report.diagnosis.name_map, file), net).clean
     print(f"\nreport: {took:.2f} s", end="")
-    assert took < 12
+    assert took < 5
     assert len(str(report).splitlines()) < 30
 
 
@@ -438,13 +473,13 @@ def test_what_is_alike_but_not_plain_is_left() -> None:
 
 def test_figures_by_cause_are_complete() -> None:
     """Every kind that the report knows a map for was injected above."""
-    causes = defaultdict(set)
-    for title, model in MODELS.items():
-        short = model_names.shortened(model, layers=3)
+    kinds = set()
+    for title in ("Qwen2.5-7B", "DeepSeek-V2-Lite"):
+        short = model_names.shortened(MODELS[title], layers=2, experts=2)
         for inject in KINDS.values():
             for file, net, _ in inject(short):
-                causes[title] |= {cause.kind for cause in diagnose(file, net).causes}
+                kinds |= {cause.kind for cause in diagnose(file, net).causes}
 
-    assert set().union(*causes.values()) >= {
-        "prefix", "wrapper", "norms", "moments", "fused", "split", "transposed", "tied", "dialect",
+    assert kinds >= {
+        "prefix", "wrapper", "norms", "moments", "fused", "split", "transposed", "tied", "dialect", "renamed",
     }  # fmt: skip  # one list

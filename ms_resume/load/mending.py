@@ -14,14 +14,17 @@ from ms_resume.records import TensorInfo
 
 
 def suggest(found: Found, saved: Infos, wanted: Infos, role: str | None) -> tuple[NameMap | None, int]:
-    """A mapping after which more parameters fit, and how many more; none where there is none."""
+    """The mapping after which most parameters fit, and how many more than before; none where there is none."""
     before = right(saved, wanted)
+    best, mended = None, 0
     for rules in _rules(found, saved):
         name_map = NameMap((), {role: tuple(rules)}) if role else NameMap(tuple(rules))
-        mended = _outcome(name_map, saved, wanted, role) - before
-        if mended > 0:
-            return name_map, mended
-    return None, 0
+        more = _outcome(name_map, saved, wanted, role) - before
+        if more > mended:
+            best, mended = name_map, more
+        if before + mended == len(wanted):
+            break
+    return best, mended
 
 
 def _rules(found: Found, saved: Infos) -> list[list[Rule]]:
