@@ -314,6 +314,30 @@ def test_a_map_is_as_short_as_it_may_be(file: Infos, net: Infos, rules: list[dic
     assert [rule.said for rule in name_map.rules] == rules
 
 
+@pytest.mark.parametrize("kind", ["prefix", "wrapper", "gamma, beta", "moments", "dialect"])
+def test_names_without_shapes(kind: str) -> None:
+    """A list of names is enough for what names tell."""
+    for title in ("Qwen2.5-7B", "DeepSeek-V3"):
+        for file, net, truth in KINDS[kind](model_names.shortened(MODELS[title], layers=4)):
+            if all(isinstance(made_of, str) for made_of in truth.values()):  # not stacked, which shapes tell
+                bare = [dict.fromkeys(side, TensorInfo("", ())) for side in (file, net)]
+                assert mended(*bare, truth) >= LEAST * len(truth)
+
+
+def test_a_map_does_not_claim_more_than_names() -> None:
+    """MindFormers' converter reorders DeepSeek's rotary rows: said before the map, and in its own line."""
+    model = model_names.shortened(MODELS["DeepSeek-V3"], layers=4)
+    text = str(match(model_names.hugging_face(model), model_names.mindformers(model)))
+    back = str(match(model_names.mindformers(model), model_names.hugging_face(model)))
+    plain = str(match(model_names.hugging_face(MODELS["Llama-3-8B"]), model_names.mindformers(MODELS["Llama-3-8B"])))
+
+    for one in (text, back):
+        assert "likely cause: DeepSeek's rotary rows" in one
+        assert re.search(r"a name map finds \d+ of these \d+ parameters, but not their order:", one)
+    assert "rotary" not in plain
+    assert "a name map mends 290 of these 290 parameters:" in plain
+
+
 def test_moe_at_full_size() -> None:
     """Five thousand names of DeepSeek-V2-Lite, from Hugging Face's to MindFormers' with stacked experts."""
     began = time.process_time()

@@ -122,7 +122,9 @@ class LoadReport:
         name_map = self.diagnosis.name_map
         if name_map is None:
             return
-        yield f"a name map mends {self.diagnosis.mended} of these {self.diagnosis.bad} parameters:"
+        count = f"{self.diagnosis.mended} of these {self.diagnosis.bad} parameters"
+        is_rotary = any(cause.kind == "rotary" for cause in self.diagnosis.causes)
+        yield f"a name map finds {count}, but not their order:" if is_rotary else f"a name map mends {count}:"
         rules = [line for line in name_map.text().splitlines()[1:] if line != "rules:"]
         yield from (f"  {line}" for line in rules[:_RULES_SHOWN])
         if len(rules) > _RULES_SHOWN:

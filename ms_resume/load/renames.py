@@ -22,6 +22,8 @@ _ROUNDS = 48
 _ROUNDS_OF_MANY = 8
 _MANY = 2000
 _TRIED = 12
+_LONGEST = 64
+"""Parts of a name: comparing takes the square of them, and no model nests so deeply."""
 
 
 @dataclass(frozen=True, order=True, slots=True)
@@ -134,7 +136,9 @@ def _clumsiness(edit: Edit) -> tuple[int, bool, Edit]:
 
 @lru_cache(maxsize=1 << 15)
 def _edits(parts: Parts, goal: Parts) -> frozenset[Edit]:
-    return frozenset(_each_edit(parts, goal)) if parts != goal else frozenset()
+    if parts == goal or max(len(parts), len(goal)) > _LONGEST:
+        return frozenset()
+    return frozenset(_each_edit(parts, goal))
 
 
 def _each_edit(parts: Parts, goal: Parts) -> Iterator[Edit]:
