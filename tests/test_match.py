@@ -145,6 +145,18 @@ def test_json_is_complete() -> None:
     assert (report["mended"], report["total"], report["clean"]) == (len(net), len(net), False)
 
 
+def test_brief_is_brief() -> None:
+    """Of thousands of names with nothing in common no list goes to every rank, nor a map that has each of them."""
+    names = [f"block.{chr(97 + n % 26)}{n:x}" for n in range(3000)]
+    net = {f"{name}.kernel.w": TensorInfo("F32", (n + 1,)) for n, name in enumerate(names)}
+    report = match({f"{name}q.kernel.w": TensorInfo("F32", (n + 1,)) for n, name in enumerate(names)}, net)
+
+    assert report.diagnosis.mended == len(net)
+    assert len(json.dumps(report.brief())) < 2000
+    assert len(json.dumps(report.to_json())) > 200_000
+    assert report.to_json()["name_map"].count("kernel") > len(net)
+
+
 def test_fitted(tmp_path: Path) -> None:
     """What was allowed is left out, what is widened comes in the net's dtype, the rest as it lies there."""
     save_file(

@@ -68,8 +68,8 @@ def nearest(missing: Sequence[str], unexpected: Sequence[str]) -> dict[str, str]
         return {}
     index = _Index(there)
     found = {}
-    for template, family in here.items():
-        likest = index.likest(template)
+    for family in here.values():
+        likest = index.likest(family)
         if likest is None:
             continue
         members = there[likest].members
@@ -195,7 +195,7 @@ def _scored(found: Found) -> list[tuple[float, str, str]]:
     index = None if few else _Index(found.saved)
     scored = []
     for template, wanted in found.wanted.items():
-        for candidate in found.saved if index is None else index.candidates(template, _CANDIDATES):
+        for candidate in found.saved if index is None else index.candidates(wanted, _CANDIDATES):
             saved = found.saved[candidate]
             if not (fits(saved, wanted, as_is) or fits(saved, wanted, _turned)):
                 continue
@@ -220,7 +220,7 @@ def _likeness(saved: Family, wanted: Family) -> float:
 
 
 class _Index:
-    """Families by the words of their names: of ten thousand, the few that have the rarest words in common."""
+    """Families by their words and sizes: of ten thousand, the few that have the rarest words in common."""
 
     def __init__(self, found: Mapping[str, Family]) -> None:
         self._found = found
@@ -229,8 +229,8 @@ class _Index:
             for word in _words(family):
                 self._by_word[word].append(template)
 
-    def candidates(self, template: str, most: int) -> list[str]:
-        words = sorted(_words(Family(template, {}, {})), key=lambda word: len(self._by_word.get(word, ())))
+    def candidates(self, like: Family, most: int) -> list[str]:
+        words = sorted(_words(like), key=lambda word: len(self._by_word.get(word, ())))
         seen: dict[str, None] = {}
         for word in words:
             for other in self._by_word.get(word, ()):
@@ -239,12 +239,12 @@ class _Index:
                 seen[other] = None
         return list(seen)
 
-    def likest(self, template: str) -> str | None:
+    def likest(self, like: Family) -> str | None:
         from rapidfuzz import fuzz, process
 
-        choices = self.candidates(template, _NEAREST_FROM)
+        choices = self.candidates(like, _NEAREST_FROM)
         meant = [_spoken(choice) for choice in choices]
-        best = process.extractOne(_spoken(template), meant, scorer=fuzz.ratio, score_cutoff=_LIKE)
+        best = process.extractOne(_spoken(like.template), meant, scorer=fuzz.ratio, score_cutoff=_LIKE)
         return choices[best[2]] if best else None
 
 
@@ -253,7 +253,9 @@ def _spoken(template: str) -> str:
 
 
 def _words(family: Family) -> set[str]:
-    return {*family.meaning, *_written(family)} - {NUMBER}
+    """And the sizes, in an order that a transposed one has too."""
+    sizes = {str(sorted(family.shape))} if family.shape else set()
+    return ({*family.meaning, *_written(family)} - {NUMBER}) | sizes
 
 
 def _written(family: Family) -> set[str]:

@@ -17,6 +17,7 @@ from ms_resume.records import TensorInfo
 _SHOWN = 3
 _MODULES_SHOWN = 4
 _RULES_SHOWN = 12
+_LONGEST_TOLD = 16 << 10
 
 WrongShape = tuple[str, tuple[int, ...], tuple[int, ...]]
 WrongDtype = tuple[str, str, str]
@@ -141,11 +142,12 @@ class LoadReport:
             "casts": dict(self.casts),
             "allowed": sorted(self.allowed),
             "nearest": dict(self.nearest),
+            "name_map": self._map_text(),
         }
 
     def brief(self) -> dict[str, Any]:
-        """Counts in the place of names: every rank is told what all ranks found."""
-        name_map = self.diagnosis.name_map
+        """Counts in the place of names, and no long map: every rank is told what all ranks found."""
+        text = self._map_text()
         return {
             "clean": self.clean,
             "total": self.total,
@@ -157,9 +159,12 @@ class LoadReport:
             "causes": [
                 {"kind": cause.kind, "text": cause.text, "advice": cause.advice} for cause in self.diagnosis.causes
             ],
-            "name_map": name_map.text() if name_map else None,
+            "name_map": text if text is not None and len(text) <= _LONGEST_TOLD else None,
             "mended": self.diagnosis.mended,
         }
+
+    def _map_text(self) -> str | None:
+        return self.diagnosis.name_map.text() if self.diagnosis.name_map else None
 
 
 def match(
