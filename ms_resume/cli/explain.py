@@ -11,10 +11,10 @@
           ...
     wrote map.yaml: give it to the load, or look at it with `--name-map map.yaml`
 
-A is a `.safetensors` or `.ckpt` file, or a checkpoint: SAVE for its newest, SAVE@E_S. B is one of these, or a list of
-names: text, JSON, what `ms-resume show --json` prints, or what a live net was dumped to
-(`ms_resume.load.listing.dump(path, policy=net)`). Exit code 0 where everything fits, 30 where not. Headers are read,
-values are not. docs/loading.md has the name map's rules.
+Each is a `.safetensors` or `.ckpt` file, a checkpoint (SAVE for its newest, SAVE@E_S), or a list of names: text, JSON,
+what `ms-resume show --json` prints, or what a live net was dumped to (`ms_resume.load.listing.dump(path, policy=net)`).
+Exit code 0 where everything fits, 30 where not. Headers are read, values are not. docs/loading.md has the name map's
+rules.
 """
 
 from __future__ import annotations
@@ -40,10 +40,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     sides.add_arguments(parser)
     parser.add_argument("--name-map", metavar="FILE", help="a name map to apply to A first")
     parser.add_argument("--write-map", metavar="FILE", help="write the suggested name map there; never overwrites")
-    parser.add_argument("--allow-missing", metavar="PATTERN", action="append", default=[], help="B's alone")
-    parser.add_argument(
-        "--allow-unexpected", metavar="PATTERN", action="append", default=[], help="A's that B may lack"
-    )
+    for option, about in (
+        ("--allow-missing", "names of B that A may lack"),
+        ("--allow-unexpected", "names of A that B may lack"),
+    ):
+        parser.add_argument(option, metavar="PATTERN", action="append", default=[], help=f"{about}; again for more")
     parser.add_argument("--widen", action="store_true", help="take a narrower dtype where no value is lost by it")
     parser.add_argument("--all", action="store_true", help="every name that does not fit, and what is nearest to it")
 
