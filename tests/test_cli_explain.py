@@ -193,6 +193,14 @@ class TestSides:
         called = call(capsys, "explain", f"{run}@3_3", "--against", str(run))
         assert (called.code, "no position 3_3" in called.err) == (10, True)
 
+    def test_the_role_that_the_net_is(self, run: Path, tmp_path: Path, capsys: Capture) -> None:
+        """Of a checkpoint that role's payload is looked at, whichever way it is named."""
+        shown = call(capsys, "explain", run, "--against", str(run), "--role", "optimizer", "--json").json
+        path = next(run.glob("optimizer/rank_0/*-1_0.safetensors"))
+        for word in (str(run), f"{run}@1_0"):
+            called = call(capsys, "explain", word, "--against", str(path), "--json")
+            assert (called.code, called.json["role"], called.json["total"]) == (0, "optimizer", shown["total"])
+
     def test_a_checkpoint_of_another_role(self, run: Path, tmp_path: Path, capsys: Capture) -> None:
         """An optimizer's payload for a policy's net is called that."""
         payload_path = next(run.glob("optimizer/rank_0/*.safetensors"))

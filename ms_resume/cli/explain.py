@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> None:
     if args.name_map and args.write_map:
         raise UsageError("--name-map and --write-map together", hint="look at the one map before another is written")
     net = sides.side(args.against, args.role, args.rank)
-    file = sides.side(args.file, args.role or (net.role if Path(args.file).is_dir() else None), args.rank)
+    file = sides.side(args.file, args.role or (None if Path(args.file).is_file() else net.role), args.rank)
     role = args.role or net.role or file.role
     mapped = _mapped(file, Path(args.name_map), role) if args.name_map else file
     gaps = Gaps(tuple(args.allow_missing), tuple(args.allow_unexpected), args.widen)
