@@ -22,6 +22,7 @@ from ms_resume.errors import UsageError
 from ms_resume.framework import group as groups
 from ms_resume.framework import nets, version
 from ms_resume.framework.group import Group
+from ms_resume.load import doubt
 from ms_resume.ownership import Heartbeat
 from ms_resume.records import Position, Writer
 from ms_resume.resume import agree, banner, disks, fingerprint, session
@@ -186,9 +187,11 @@ class Checkpointer:
         (`Settings.when_busy`).
 
         Raises:
+            Damaged: A load into these nets has failed, and none succeeded since.
             MsResumeError: Of the save before this one; see `save`.
         """
         saver, position = self._started(), Position(epoch, step)
+        doubt.refuse(self._job.roles)
         if position in (Position(0, 0), self._standing):
             return False
         if epoch < 0 or not 0 <= step < self._job.steps_per_epoch:
@@ -230,6 +233,7 @@ class Checkpointer:
             UsageError: They have changed already; what was being saved does not count.
             MsResumeError: The save failed; see `save`.
         """
+        doubt.refuse(self._job.roles)
         self._started().fence()
 
     def wait(self) -> write.Saved | None:

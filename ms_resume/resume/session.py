@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ms_resume import commit, layouts, load, locate, ownership, removal, retention
+from ms_resume import commit, layouts, load, locate, ownership, progress, removal, retention
 from ms_resume.errors import (
     Damaged,
     DirectoryInUse,
@@ -25,9 +26,11 @@ from ms_resume.errors import (
 from ms_resume.framework import nets
 from ms_resume.framework.group import Group
 from ms_resume.layouts import survey
-from ms_resume.load.source import Source
+from ms_resume.load import doubt
+from ms_resume.load.source import Readable, Source
 from ms_resume.ondisk import atomic, attempts, names
 from ms_resume.ownership import Heartbeat
+from ms_resume.progress import Progress
 from ms_resume.records import Attempt, Origin, Position, Rejection, Vote, Writer
 from ms_resume.resume import agree, choice, restore
 from ms_resume.resume.choice import Choice, Mine
@@ -109,12 +112,12 @@ def load_newest(job: Job, request: Request) -> Loaded:
         NothingToResume: There is none, but there was, or too many were damaged.
     """
     if not request.resume:
-        return Loaded(Choice(request.source, None), Position(0, 0), anew=tuple(job.components))
+        return _fresh(job, Choice(request.source, None))
     excluded: list[Rejection] = []
     while True:
         chosen = _choose(job, request, excluded)
         if chosen.position is None:
-            return Loaded(chosen, Position(0, 0), anew=tuple(job.components))
+            return _fresh(job, chosen)
         try:
             return _load(job, request, chosen)
         except Damaged as error:
@@ -129,6 +132,12 @@ def load_newest(job: Job, request: Request) -> Loaded:
                     f"max_rollback: look with `ms-resume verify --all --deep`, or set MS_RESUME_MAX_ROLLBACK"
                 )
                 raise
+
+
+def _fresh(job: Job, chosen: Choice) -> Loaded:
+    """Nothing is loaded; refused on all ranks where a role of one still holds what could not be loaded before."""
+    agree.together(job.group, lambda: doubt.refuse(job.roles))
+    return Loaded(chosen, Position(0, 0), anew=tuple(job.components))
 
 
 def open_attempt(job: Job, loaded: Loaded, after: int) -> tuple[Writer, Heartbeat | None]:
@@ -191,6 +200,7 @@ def _asked(job: Job, request: Request) -> dict[str, Any]:
         "the parallel strategy": job.about["parallel"],
         "max_rollback (MS_RESUME_MAX_ROLLBACK)": job.settings.max_rollback,
         "storage (MS_RESUME_STORAGE)": job.settings.storage,
+        "staged_load (MS_RESUME_STAGED_LOAD)": job.settings.staged_load,
     }
 
 
@@ -281,8 +291,14 @@ def _load(job: Job, request: Request, chosen: Choice) -> Loaded:
     position = chosen.position if mine.vote else chosen.position.normal(job.steps_per_epoch)
     agree.together(job.group, lambda: restore.check_parallel(job.about, mine.vote))
     agree.together(job.group, lambda: restore.check_steps(position, job.steps_per_epoch, mine.vote))
-    agree.together(job.group, lambda: load.place(sources, job.roles))
-    agree.together(job.group, lambda: settled.apply(position))
+    ready: Mapping[str, Readable] = sources
+    with _shown(job, f"loading {position}", sources) as tell:
+        if job.settings.staged_load:
+            ready, _ = agree.together(job.group, lambda: load.stage(sources, job.roles, tell))
+            tell = None
+        with doubt.until_whole(job.roles):  # on all ranks, also where only another one fails
+            agree.together(job.group, lambda: load.place(ready, job.roles, tell))
+            agree.together(job.group, lambda: settled.apply(position))
     warnings = (
         *chosen.warnings,
         *restore.unclaimed(mine.files, job.roles, settled),
@@ -298,6 +314,10 @@ def _load(job: Job, request: Request, chosen: Choice) -> Loaded:
         bytes=sum(source.bytes for source in sources.values()),
         seconds=time.monotonic() - began,
     )
+
+
+def _shown(job: Job, what: str, sources: Mapping[str, Source]) -> AbstractContextManager[Progress | None]:
+    return progress.shown(what, load.size_of(sources, job.roles)) if job.group.rank == 0 else nullcontext()
 
 
 def _check_world_size(chosen: Choice, world_size: int) -> None:
