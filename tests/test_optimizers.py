@@ -46,6 +46,13 @@ def test_kinds(prefixes: str, kind: str) -> None:
     assert str(optimizers.state(names(prefixes), WEIGHTS)).startswith(kind)
 
 
+def test_a_weight_that_ends_like_a_prefix() -> None:
+    """`adam_m.w` is the moment of `w`, although there is a weight `m.w`."""
+    found = optimizers.state({"adam_m.w", "adam_m.m.w"}, ("w", "m.w"))
+
+    assert found.moments == {"adam_m.w": ("adam_m", "w"), "adam_m.m.w": ("adam_m", "m.w")}
+
+
 ADAMW = names("adam_m. adam_v.", "learning_rate")
 GROUPED = names("adam_m. adam_v.", "learning_rate_group_0", "learning_rate_group_1")
 

@@ -119,6 +119,9 @@ def _refused(path: Path, what: str, saved: str, now: str) -> NamesMismatch:
 def _split(name: str, weights: Collection[str]) -> tuple[str, str] | None:
     """The name as a prefix and one of `weights`: behind a prefix that is known, or else the longest. Most optimizers
     put a dot between them, some a line."""
+    prefix, _, rest = name.partition(".")
+    if prefix in _PREFIXES and rest in weights:  # most are: looking at every dot of every name takes its time
+        return prefix, rest
     ends = (match.span() for match in re.finditer(r"[._]", name))
     found = [(name[:begin], name[end:]) for begin, end in ends if begin and name[end:] in weights]
     return next((pair for pair in found if pair[0] in _PREFIXES), found[0] if found else None)
