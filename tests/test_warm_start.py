@@ -444,6 +444,23 @@ def test_damage_is_found_as_it_is_placed(trained: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "new" / "commits").exists()
 
 
+def test_nets_in_doubt(trained: Path, tmp_path: Path) -> None:
+    """After damage no run begins with them, nor with other weights above them, until a whole load has succeeded."""
+    save = tmp_path / "source"
+    tiny_run(save).ok()
+    own_trees.flip_tensor(own_trees.payload_path(save, "1_0", 1, "policy"), "w")
+
+    def act(checkpointer: ms_resume.Checkpointer, me: TinyRank) -> None:
+        with pytest.raises(Damaged, match="tensor 'w'"):
+            checkpointer.warm_start(save)
+        for again in (lambda: checkpointer.warm_start(trained), lambda: checkpointer.start(resume=False)):
+            with pytest.raises(Damaged, match="may hold a part of a checkpoint"):
+                again()
+        me.start = checkpointer.start(resume=True, source=trained)
+
+    assert [me.start for me in job(tmp_path / "new", act).ok()] == [P("1_0")] * 2
+
+
 def test_a_directory_with_checkpoints_is_not_begun_anew(trained: Path, tmp_path: Path) -> None:
     """As in `start`: with `allow_fresh_start` they are abandoned."""
     save = tmp_path / "run"

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from ms_resume.errors import Damaged, MsResumeError, Torn, UsageError
-from ms_resume.load.source import Source
-from ms_resume.load.views import Readable, Shards
+from ms_resume.load.source import Readable, Source
+from ms_resume.load.views import Shards
 from ms_resume.ondisk import reading
 
 SINGLE = "model.safetensors"

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ms_resume.errors import LayoutMismatch, UsageError
-from ms_resume.load.views import Readable
+from ms_resume.load.source import Readable
 from ms_resume.state import HostTensor, Tensors, to_array
 
 SIDES = ("checkpoint", "config")

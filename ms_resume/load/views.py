@@ -2,36 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
+from ms_resume.load.source import Readable
 from ms_resume.ondisk import payload
 from ms_resume.records import TensorInfo
 from ms_resume.state import HostTensor, Tensors
-
-
-class Readable(Protocol):
-    """What can be loaded from: one payload, or something that reads like one."""
-
-    @property
-    def path(self) -> Path: ...
-
-    @property
-    def bytes(self) -> int: ...
-
-    @property
-    def tensors(self) -> Mapping[str, TensorInfo]: ...
-
-    @property
-    def digests(self) -> Mapping[str, str]: ...
-
-    @property
-    def values(self) -> Mapping[str, Any]: ...
-
-    def read(self, name: str) -> HostTensor:
-        """A copy of one tensor, checked. From any thread."""
 
 
 class Shards:
@@ -90,4 +68,4 @@ class Only:
 
 
 def size_of(tensors: Mapping[str, TensorInfo]) -> int:
-    return sum(payload.item_bytes(info.dtype) * math.prod(info.shape) for info in tensors.values())
+    return sum(map(payload.size_of, tensors.values()))

@@ -23,8 +23,8 @@ from ms_resume.errors import Damaged, LayoutMismatch, NothingToResume, Torn, Usa
 from ms_resume.layouts import Holding, SaveDirectory, foreign, mindformers2, mindrlhf, mindrlhf_0_4, ours, ranked
 from ms_resume.layouts.ranked import MODEL, Ranked
 from ms_resume.load import huggingface, optimizers
-from ms_resume.load.source import Source
-from ms_resume.load.views import Readable, Shards
+from ms_resume.load.source import Readable, Source
+from ms_resume.load.views import Shards
 from ms_resume.ondisk import names, reading, votes
 from ms_resume.records import Checkpoint, Position, Rejection, TensorInfo
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ms_resume.load import optimizers, overrides
+from ms_resume.load.source import Readable
 from ms_resume.load.views import Only, Part
 from ms_resume.records import Vote
 from ms_resume.state import Tensors
@@ -20,13 +21,13 @@ from ms_resume.state import Tensors
 class Decided:
     """What is loaded into what; `said` are the differences and which side counts."""
 
-    sources: Mapping[str, Any]
+    sources: Mapping[str, Readable]
     live: Mapping[str, Tensors]
     said: tuple[str, ...]
 
 
 def decide(
-    sources: Mapping[str, Any],
+    sources: Mapping[str, Readable],
     live: Mapping[str, Tensors],
     about: Mapping[str, Any],
     vote: Vote | None,

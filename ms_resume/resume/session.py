@@ -311,14 +311,7 @@ def _load(job: Job, request: Request, chosen: Choice) -> Loaded:
     position = chosen.position if mine.vote else chosen.position.normal(job.steps_per_epoch)
     agree.together(job.group, lambda: restore.check_parallel(job.about, mine.vote))
     agree.together(job.group, lambda: restore.check_steps(position, job.steps_per_epoch, mine.vote))
-    ready: Mapping[str, Readable] = decided.sources
-    with shown(job, f"loading {position}", decided.sources, decided.live) as tell:
-        if job.settings.staged_load:
-            ready, _ = agree.together(job.group, lambda: load.stage(decided.sources, decided.live, tell))
-            tell = None
-        with doubt.until_whole(job.roles):  # on all ranks, also where only another one fails
-            agree.together(job.group, lambda: load.place(ready, decided.live, tell))
-            agree.together(job.group, lambda: settled.apply(position))
+    place(job, f"loading {position}", decided.sources, decided.live, lambda: settled.apply(position))
     warnings = (
         *chosen.warnings,
         *decided.said,
@@ -337,7 +330,26 @@ def _load(job: Job, request: Request, chosen: Choice) -> Loaded:
     )
 
 
-def shown(
+def place(
+    job: Job,
+    what: str,
+    sources: Mapping[str, Readable],
+    live: Mapping[str, Tensors],
+    then: Callable[[], None] = lambda: None,
+) -> None:
+    """Places what is settled, on all ranks, with a bar on rank 0; `then` belongs to it. The nets are in doubt until all
+    ranks are done, also where only another one fails."""
+    ready = sources
+    with _shown(job, what, sources, live) as tell:
+        if job.settings.staged_load:
+            ready, _ = agree.together(job.group, lambda: load.stage(sources, live, tell))
+            tell = None
+        with doubt.until_whole({role: job.roles[role] for role in live}):
+            agree.together(job.group, lambda: load.place(ready, live, tell))
+            agree.together(job.group, then)
+
+
+def _shown(
     job: Job, what: str, sources: Mapping[str, Readable], live: Mapping[str, Tensors]
 ) -> AbstractContextManager[Progress | None]:
     return progress.shown(what, load.size_of(sources, live)) if job.group.rank == 0 else nullcontext()

@@ -17,10 +17,11 @@ from ms_resume import load
 from ms_resume.errors import NamesMismatch, UsageError
 from ms_resume.layouts.mindrlhf import POSITION_TENSORS
 from ms_resume.load import optimizers, overrides, warm
-from ms_resume.load.views import Only, Part, Readable
+from ms_resume.load.source import Readable
+from ms_resume.load.views import Only, Part
 from ms_resume.load.warm import Place
 from ms_resume.records import Position
-from ms_resume.resume import agree, choice
+from ms_resume.resume import agree, choice, session
 from ms_resume.resume.session import Job
 from ms_resume.state import Tensors
 
@@ -66,7 +67,7 @@ class Ready:
 
     weights: Place
     optimizer: Place | None
-    sources: Mapping[str, Any]
+    sources: Mapping[str, Readable]
     live: Mapping[str, Tensors]
     said: tuple[str, ...]
 
@@ -107,7 +108,7 @@ def place(job: Job, ready: Ready, *, is_new: bool) -> Warmed:
             process must not train.
     """
     began = time.monotonic()
-    agree.together(job.group, lambda: load.place(ready.sources, ready.live))
+    session.place(job, f"loading weights of {ready.weights.path.name}", ready.sources, ready.live)
     return Warmed(str(ready.weights), tuple(_lines(ready, is_new, time.monotonic() - began)))
 
 
@@ -129,7 +130,7 @@ def _find(job: Job, path: Path, role: str, position: Position | None) -> Place:
 def _open(job: Job, plan: Plan, weights: Place, optimizer: Place | None) -> Ready:
     source = _opened(job, plan, weights, "policy")
     said: list[str] = []
-    sources: dict[str, Any] = {}
+    sources: dict[str, Readable] = {}
     live: dict[str, Tensors] = {}
     if plan.ref and "ref" not in job.roles:
         raise UsageError("the reference is to be loaded, and the job has none", hint="leave ref out")
