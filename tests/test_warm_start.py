@@ -266,6 +266,33 @@ def test_no_optimizer_state_of_this_model(tmp_path: Path) -> None:
     assert "holds no optimizer state of this job's weights, expected" in str(error)
 
 
+def test_weights_and_optimizer_in_one_file(tmp_path: Path) -> None:
+    """As MindFormers saves them, with its own numbers: each role takes its part, nobody the rest."""
+    arrays = {"w": np.full((3, 4), 6, np.float32), "bias": np.full(3, 7, np.float16)}
+    moments = {f"adam_m.{name}": array + 1 for name, array in arrays.items()}
+    counters = {"global_step": np.array([9], np.int32), "epoch_num": np.array(1), "loss_scale": np.array(2.0)}
+    path = tmp_path / "checkpoint" / "rank_0" / "CKP_rank_0-1_9.safetensors"
+    write(path, {**arrays, **moments, **counters})
+    (me, _) = job(tmp_path / "new", warm(path, optimizer_from=tmp_path / "checkpoint")).ok()
+
+    assert me.start == P("0_0")
+    assert me.optimizer["adam_m.w"].tolist() == [[7.0] * 4] * 3
+    assert me.policy["w"].tolist() == me.optimizer["w"].tolist() == [[6.0] * 4] * 3
+    assert me.optimizer["global_step"].tolist() == [9]
+    assert "4 tensors in the same file are optimizer state and counters, not taken" in me.said[0]
+
+
+def test_weights_from_where_there_is_nothing_to_resume(trained: Path, tmp_path: Path) -> None:
+    """Then it is a warm start, and the banner calls it one."""
+    (tmp_path / "new").mkdir()
+    (me, _) = job(tmp_path / "new", resume(weights_from=trained)).ok()
+
+    assert me.start == P("0_0")
+    assert changed(me) == {"policy w", "optimizer w"}
+    assert "WARM START" in me.said[0]
+    assert "in the place of" not in me.said[0]
+
+
 def test_training_state_of_the_one_and_weights_of_the_other(trained: Path, tmp_path: Path) -> None:
     """A resume in all but the weights, which are put in the place of the checkpoint's."""
     save = tmp_path / "run"
