@@ -8,6 +8,7 @@
     +-- Damaged                  21   bytes are not what was saved
     +-- NamesMismatch            30   parameter names, shapes, or dtypes do not fit the nets
     +-- LayoutMismatch           31   another world size, strategy, or model
+    +-- Different                32   two checkpoints that were compared are not equal
     +-- DiskError                40   the disk is full, read-only, or failed
     +-- DirectoryInUse           61   another job writes in the save directory
     |   +-- Superseded           61   a newer attempt has taken this run over
@@ -33,6 +34,7 @@ class ExitCode(IntEnum):
     DAMAGED = 21
     NAMES = 30
     LAYOUT = 31
+    DIFFERENT = 32
     DISK = 40
     LEFT_ON_REQUEST = 50
     GAVE_UP = 60
@@ -102,6 +104,12 @@ class NamesMismatch(MsResumeError):
 
 class LayoutMismatch(MsResumeError):
     exit_code = ExitCode.LAYOUT
+
+
+class Different(MsResumeError):
+    """What `ms-resume diff` says no with; nothing is wrong with either."""
+
+    exit_code = ExitCode.DIFFERENT
 
 
 class DiskError(MsResumeError):

@@ -21,9 +21,10 @@ import test_architecture
 
 import ms_resume
 from ms_resume import cli
-from ms_resume.cli import locate, ls, prune, repair, show, verify
+from ms_resume.cli import diff, locate, ls, prune, repair, show, verify
 from ms_resume.errors import ExitCode, MsResumeError
 from ms_resume.framework.group import Solo
+from ms_resume.load.match import LoadReport
 from ms_resume.ondisk import attempts, payload, votes
 from ms_resume.records import Attempt, DeadStock, Located, Origin, Payload, Position, Rejection, TensorInfo, Vote
 from ms_resume.repair import Rewritten
@@ -252,12 +253,15 @@ def json_keys(text: str) -> list[str]:
     rejection = Rejection(Position(0, 1), "torn", "")
     positions = {"ls": ls.Row.__slots__, "verify": verify.Result(rejection).to_json()}
     of_findings = Finding("", 0, "", "").to_json()
+    reported = LoadReport((), (), (), (), (), {}).to_json()
     shown = show.Contents(Path(__file__), "", tensors={"w": TensorInfo("U8", ())}).to_json()
     keys = {
         "ls": {"save", "positions", *positions["ls"]},
         "locate": {*locate.document(Located(Path(), None)), *rejection.to_json(), "rank", "role", "path"},
         "verify": {"save", "deep", "positions", *positions["verify"], *of_findings},
         "show": {*shown, *shown["tensors"][0]},
+        "explain": {"file", "net", "role", *reported, "kind", "text", "advice"},
+        "diff": {"a", "b", "equal", "counts", "tensors", *diff.Row(0, "", "", "").to_json(), "dtype", "shape"},
         "repair": {"save", "dry_run", "files", *repair.to_json(Rewritten(Path(), "", Position(0, 1), "", ""))},
         "restore": {"save", "dry_run", "position", "attempt", "restored", "abandoned"},
         "prune": {"save", "keep", "last", "every", "best", "done", "positions", *prune.Row.__slots__, "--yes"},

@@ -64,5 +64,5 @@ def test_exit_codes_are_never_shared_but_with_a_parent() -> None:
     }
     assert {code.name: int(code) for code in ExitCode} == {
         "OK": 0, "USAGE": 2, "NOTHING_TO_RESUME": 10, "TORN": 20, "DAMAGED": 21, "NAMES": 30, "LAYOUT": 31,
-        "DISK": 40, "LEFT_ON_REQUEST": 50, "GAVE_UP": 60, "IN_USE": 61, "NOT_EMPTY": 62, "BUG": 70,
+        "DIFFERENT": 32, "DISK": 40, "LEFT_ON_REQUEST": 50, "GAVE_UP": 60, "IN_USE": 61, "NOT_EMPTY": 62, "BUG": 70,
     }  # fmt: skip  # one table

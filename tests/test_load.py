@@ -72,18 +72,6 @@ def test_an_empty_side_is_a_wrong_path_not_a_mismatch(sides: tuple[str, str]) ->
         match(infos(sides[0]), infos(sides[1]))
 
 
-def test_a_report_for_people(tmp_path: Path) -> None:
-    """Counts, the nearest name in the file, both shapes, and how many are not shown."""
-    saved = infos("net.layer_0.weight:2x3 b:3 c:2:F16 " + " ".join(f"extra{n}:1" for n in range(7)))
-    text = str(match(saved, infos("layers.0.weight:2x3 b:4 c:2 d:1")))
-
-    assert "0 of 4 parameters match" in text
-    assert "missing layers.0.weight (nearest in the file: net.layer_0.weight)" in text
-    assert "shape of b: the file has (3,), the net (4,)" in text
-    assert "dtype of c: the file has F16, the net F32" in text
-    assert "and 3 more" in text
-
-
 def saved(tmp_path: Path, file_format: str = "safetensors") -> Vote:
     return savers.save(
         savers.writer(tmp_path, savers.open_attempt(tmp_path)), "0_5", value=2.0, file_format=file_format

@@ -12,7 +12,7 @@ from typing import Any
 from ms_resume.errors import UsageError
 
 SHELLS = ("bash", "zsh")
-_FILES = ("file",)
+_FILES = ("file", "other", "against", "name_map", "write_map")
 _DIRECTORIES = ("save", "ref_dir")
 """Arguments that a shell completes with paths, by `dest`."""
 

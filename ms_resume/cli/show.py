@@ -138,11 +138,11 @@ def run(args: argparse.Namespace) -> None:
 
 def read(path: Path) -> tuple[Contents, Damaged | None]:
     """What is in a file, and what is wrong with it."""
-    kind = _kind(path)
+    found = kind(path)
     try:
-        contents, source = _whole(path) if kind == "safetensors" else _whole_ckpt(path)
+        contents, source = _whole(path) if found == "safetensors" else _whole_ckpt(path)
     except Damaged as damaged:
-        return _rest(path) if kind == "safetensors" else Contents(path, kind, has_crc=_has_crc(path)), damaged
+        return _rest(path) if found == "safetensors" else Contents(path, found, has_crc=_has_crc(path)), damaged
     try:
         if all(_is_number(contents.tensors.get(name)) for name in mindrlhf.POSITION_TENSORS):
             contents = replace(contents, inside=mindrlhf.position_inside(source))
@@ -166,7 +166,7 @@ def _file(text: str) -> Path:
     return path.resolve() if path.is_symlink() else path  # a person gave it, so a link is followed
 
 
-def _kind(path: Path) -> str:
+def kind(path: Path) -> str:
     """By its ending; by its first bytes where it has another one, as what was put aside has."""
     if path.suffix in (".safetensors", ".ckpt"):
         return path.suffix[1:]

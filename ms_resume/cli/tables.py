@@ -13,7 +13,7 @@ _POSITIONS_SAID = 8
 
 def show(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Prints a table to standard output: the last column folded on a terminal, else a line a row."""
-    table = [list(map(_printable, row)) for row in (columns, *rows)]
+    table = [list(map(printable, row)) for row in (columns, *rows)]
     if sys.stdout.isatty():
         _show_folded(table)
         return
@@ -28,10 +28,16 @@ def facts(rows: Iterable[tuple[str, str]]) -> None:
     rows = list(rows)
     width = max((len(name) for name, _ in rows), default=0)
     for name, said in rows:
-        print(f"{name.ljust(width)}  {_printable(said)}")
+        print(f"{name.ljust(width)}  {printable(said)}")
 
 
-def _printable(text: str) -> str:
+def lines(said: Iterable[str]) -> None:
+    """Prints what names in files may be part of, a line each."""
+    for line in said:
+        print(printable(line))
+
+
+def printable(text: str) -> str:
     """What files say of themselves may hold what moves a terminal's cursor, or cannot be printed at all."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 

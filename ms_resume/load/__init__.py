@@ -14,7 +14,7 @@ from collections.abc import Mapping
 
 from ms_resume.errors import MsResumeError, NamesMismatch
 from ms_resume.load import doubt, placing
-from ms_resume.load.match import LoadReport, match
+from ms_resume.load.match import NONE, Gaps, LoadReport, match
 from ms_resume.load.source import Readable
 from ms_resume.ondisk import payload, sums
 from ms_resume.progress import Progress
@@ -25,19 +25,26 @@ _NOT_WEIGHTS = {"policy": {"epoch_num", "step_num"}}
 """Tensors that a payload holds for its position, not for the net."""
 
 
-def settle(sources: Mapping[str, Readable], live: Mapping[str, Tensors]) -> dict[str, LoadReport]:
+def settle(
+    sources: Mapping[str, Readable], live: Mapping[str, Tensors], gaps: Gaps = NONE
+) -> dict[str, LoadReport]:
     """Matches every role by name, shape, and dtype. Nothing is placed.
+
+    Args:
+        gaps: What may differ. Then `match.fitted` is what there is to place.
 
     Raises:
         NamesMismatch: One role or more does not fit; the message holds the report of each.
     """
-    reports = {role: match(_wanted(sources[role], role), tensors.infos()) for role, tensors in live.items()}
-    bad = [f"{role} ({sources[role].path}): {report}" for role, report in reports.items() if not report.clean]
+    reports = {role: match(_wanted(sources[role], role), tensors.infos(), gaps, role) for role, tensors in live.items()}
+    bad = {role: report for role, report in reports.items() if not report.clean}
     if bad:
+        told = "\n  ".join(f"{role} ({sources[role].path}): {report}" for role, report in bad.items())
         raise NamesMismatch(
-            "the checkpoint does not fit the nets; nothing was loaded\n  " + "\n  ".join(bad),
+            f"the checkpoint does not fit the nets; nothing was loaded\n  {told}",
             hint="build the nets as the run that saved them did, or give the directory of a run with this model",
-            roles={role: report.to_json() for role, report in reports.items()},
+            roles={role: report.brief() for role, report in reports.items()},
+            same_if="\n".join(f"{role}: {report}" for role, report in bad.items()),
         )
     return reports
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from ms_resume.errors import Disagreement, MsResumeError, from_json
 from ms_resume.framework.group import Group
+from ms_resume.records import in_ranges
 
 T = TypeVar("T")
+
+_SHOWN = 4
 
 
 def together(
@@ -72,8 +75,26 @@ def _attempt(action: Callable[[], T], tell: Callable[[T], Any], results: list[T]
 def _joint(failed: dict[int, dict[str, Any]], world_size: int) -> MsResumeError:
     first, data = next(iter(failed.items()))
     error = from_json(data)
-    if world_size > 1:
+    is_report = error.fields.pop("same_if", None) is not None
+    if world_size > 1 and is_report:
+        error.message = grouped({rank: (d.get("same_if", d["message"]), d["message"]) for rank, d in failed.items()})
+    elif world_size > 1:
         others = f" (and {len(failed) - 1} other ranks)" if len(failed) > 1 else ""
         error.message = f"rank {first}{others}: {error.message}"
     error.fields.setdefault("ranks", sorted(failed))
     return error
+
+
+def grouped(said: Mapping[int, tuple[str, str]]) -> str:
+    """What each rank says, once for all that say the same.
+
+    Args:
+        said: By rank, what makes two of them the same, and what is shown of the first that says it.
+    """
+    ranks: dict[str, list[int]] = {}
+    for rank, (same_if, _) in sorted(said.items()):
+        ranks.setdefault(same_if, []).append(rank)
+    shown = list(ranks.values())[:_SHOWN]
+    told = [f"rank{'s' if len(those) > 1 else ''} {in_ranges(those)}: {said[those[0]][1]}" for those in shown]
+    more = len(ranks) - len(shown)
+    return "\n".join([*told, f"and {more} more that differ from these"] if more else told)
