@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from collections.abc import Callable
@@ -412,6 +413,36 @@ def test_gaps_are_named_or_refused(tmp_path: Path) -> None:
     assert changed(me) == {"policy w", "optimizer w"}
     assert "1 tensors keep their values, by allow_missing: bias" in me.said[0]
     assert "1 tensors are not taken, by allow_unexpected: lm_head" in me.said[0]
+
+
+def half(directory: Path) -> Path:
+    """A model in bfloat16, and its bias in float32."""
+    directory.mkdir()
+    entries = {
+        "w": {"dtype": "BF16", "shape": [3, 4], "data_offsets": [0, 24]},
+        "bias": {"dtype": "F32", "shape": [3], "data_offsets": [24, 36]},
+    }
+    block = json.dumps(entries).encode()
+    data = b"\x80\x3f" * 12 + np.full(3, 1.0001, np.float32).tobytes()
+    (directory / "model.safetensors").write_bytes(len(block).to_bytes(8, "little") + block + data)
+    return directory
+
+
+def test_other_dtypes(tmp_path: Path) -> None:
+    """Exact unless asked for: wider where no value is lost, narrower by name alone."""
+    path, new = half(tmp_path / "model"), tmp_path / "new"
+    refused = [error_of(job(new, warm(path, **asked))) for asked in ({}, {"widen": True}, {"narrow": {"bias": "F16"}})]
+    ranks = job(new, warm(path, widen=True, narrow={"bias": "F16"})).ok()
+
+    assert [("w: the file has BF16" in str(e), "bias: the file has F32" in str(e)) for e in refused] == [
+        (True, True),
+        (False, True),
+        (True, False),
+    ]
+    for me in ranks:
+        assert me.policy["w"].tolist() == [[1.0] * 4] * 3
+        assert me.policy["bias"].tolist() == [1.0] * 3
+    assert "2 tensors are taken in another dtype, by widen or narrow: bias, w" in ranks[0].said[0]
 
 
 def test_nothing_fits(tmp_path: Path) -> None:

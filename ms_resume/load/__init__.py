@@ -25,9 +25,7 @@ _NOT_WEIGHTS = {"policy": {"epoch_num", "step_num"}}
 """Tensors that a payload holds for its position, not for the net."""
 
 
-def settle(
-    sources: Mapping[str, Readable], live: Mapping[str, Tensors], gaps: Gaps = NONE
-) -> dict[str, LoadReport]:
+def settle(sources: Mapping[str, Readable], live: Mapping[str, Tensors], gaps: Gaps = NONE) -> dict[str, LoadReport]:
     """Matches every role by name, shape, and dtype. Nothing is placed.
 
     Args:

@@ -12,8 +12,7 @@ Rank 0 finds, by reading headers; each rank opens its own file. Nothing is place
 
 from __future__ import annotations
 
-import fnmatch
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -148,10 +147,6 @@ def weights_in(held: Mapping[str, TensorInfo], wanted: Collection[str]) -> set[s
     """The names in a file that are weights: not an optimizer's state, and not the trainer's own numbers. What the net
     has is a weight, whatever its name."""
     return {name for name in held if name in wanted or not optimizers.is_state(name, held)}
-
-
-def fits(name: str, patterns: Iterable[str]) -> bool:
-    return any(name == pattern or fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def _named(path: Path, role: str, position: Position | None) -> tuple[Path, Position | None]:

@@ -23,6 +23,7 @@ from ms_resume.framework import group as groups
 from ms_resume.framework import nets, version
 from ms_resume.framework.group import Group
 from ms_resume.load import doubt
+from ms_resume.load.match import Gaps
 from ms_resume.ownership import Heartbeat
 from ms_resume.records import Position, Writer
 from ms_resume.resume import agree, banner, disks, fingerprint, session, warm_start
@@ -161,6 +162,8 @@ class Checkpointer:
         name_map: NameMap | None = None,
         allow_missing: Sequence[str] = (),
         allow_unexpected: Sequence[str] = (),
+        widen: bool = False,
+        narrow: Mapping[str, str] | None = None,
         allow_world_size: str = "",
         override: Mapping[str, str] | None = None,
         resume: bool = False,
@@ -183,6 +186,8 @@ class Checkpointer:
                 `apply(source, role)`. Not applied to the optimizer's state.
             allow_missing: Tensors of the nets, by name or pattern, that keep their values when the file has none.
             allow_unexpected: Tensors in the file, by name or pattern, that no net wants.
+            widen: Whether a narrower dtype in the file is taken where no value is lost: BF16 for F32.
+            narrow: By name or pattern, the dtype to round to: `{"*": "BF16"}`.
             allow_world_size: `data_parallel` where another number of ranks saved, which were replicas.
             override: As in `start`, for `optimizer_from`; there the configuration's counts where nothing is said.
             resume: Go on from the newest whole checkpoint of the save directory where there is one; then no weights
@@ -201,8 +206,7 @@ class Checkpointer:
             optimizer=Path(optimizer_from) if optimizer_from is not None else None,
             ref=ref,
             name_map=name_map,
-            allow_missing=tuple(allow_missing),
-            allow_unexpected=tuple(allow_unexpected),
+            gaps=Gaps(tuple(allow_missing), tuple(allow_unexpected), widen, dict(narrow or {})),
             allow_world_size=allow_world_size,
             override=dict(override or {}),
         )

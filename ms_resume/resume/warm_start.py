@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,6 +17,7 @@ from ms_resume import load
 from ms_resume.errors import NamesMismatch, UsageError
 from ms_resume.layouts.mindrlhf import POSITION_TENSORS
 from ms_resume.load import optimizers, overrides, warm
+from ms_resume.load.match import NONE, Gaps, LoadReport, fitted
 from ms_resume.load.source import Readable
 from ms_resume.load.views import Only, Part
 from ms_resume.load.warm import Place
@@ -41,8 +42,7 @@ class Plan:
     optimizer: Path | None = None
     ref: bool = False
     name_map: NameMap | None = None
-    allow_missing: tuple[str, ...] = ()
-    allow_unexpected: tuple[str, ...] = ()
+    gaps: Gaps = NONE
     allow_world_size: str = ""
     override: Mapping[str, str] | None = None
 
@@ -57,7 +57,7 @@ class Plan:
             "where the optimizer's state comes from": self.optimizer is not None,
             "whether the reference is loaded, too": self.ref,
             "the name map": self.name_map is not None,
-            "the gaps that are allowed": [*self.allow_missing, *self.allow_unexpected, self.allow_world_size],
+            "the gaps that are allowed": [self.allow_world_size, repr(self.gaps)],
         }
 
 
@@ -93,8 +93,8 @@ def ready(job: Job, plan: Plan) -> Ready:
     weights = _find(job, plan.weights, "policy", plan.position)
     optimizer = _find(job, plan.optimizer, "optimizer", None) if plan.optimizer else None
     opened, _ = agree.together(job.group, lambda: _open(job, plan, weights, optimizer))
-    agree.together(job.group, lambda: load.settle(opened.sources, opened.live))
-    return opened
+    settled, _ = agree.together(job.group, lambda: _settled(opened, plan.gaps))
+    return settled
 
 
 def place(job: Job, ready: Ready, *, is_new: bool) -> Warmed:
@@ -110,6 +110,33 @@ def place(job: Job, ready: Ready, *, is_new: bool) -> Warmed:
     began = time.monotonic()
     session.place(job, f"loading weights of {ready.weights.path.name}", ready.sources, ready.live)
     return Warmed(str(ready.weights), tuple(_lines(ready, is_new, time.monotonic() - began)))
+
+
+def _settled(opened: Ready, gaps: Gaps) -> Ready:
+    """What there is to place: of the weights without the gaps, and in the net's dtypes; an optimizer's state has none.
+
+    Raises:
+        NamesMismatch: It does not fit.
+    """
+    weights = {role: tensors for role, tensors in opened.live.items() if role != "optimizer"}
+    state = {role: tensors for role, tensors in opened.live.items() if role == "optimizer"}
+    reports = load.settle(opened.sources, weights, gaps) | load.settle(opened.sources, state)
+    return replace(
+        opened,
+        sources={role: fitted(opened.sources[role], report) for role, report in reports.items()},
+        live={role: Only(opened.live[role], report.matched) for role, report in reports.items()},
+        said=(*opened.said, *dict.fromkeys(line for report in reports.values() for line in _allowed(report))),
+    )
+
+
+def _allowed(report: LoadReport) -> Iterable[str]:
+    """A line for each gap that was let through."""
+    if report.missing:
+        yield f"{len(report.missing)} tensors keep their values, by allow_missing: {_some(report.missing)}"
+    if report.unexpected:
+        yield f"{len(report.unexpected)} tensors are not taken, by allow_unexpected: {_some(report.unexpected)}"
+    if report.casts:
+        yield f"{len(report.casts)} tensors are taken in another dtype, by widen or narrow: {_some(report.casts)}"
 
 
 def _find(job: Job, path: Path, role: str, position: Position | None) -> Place:
@@ -135,7 +162,8 @@ def _open(job: Job, plan: Plan, weights: Place, optimizer: Place | None) -> Read
     if plan.ref and "ref" not in job.roles:
         raise UsageError("the reference is to be loaded, and the job has none", hint="leave ref out")
     for role in ("policy", "ref") if plan.ref else ("policy",):
-        sources[role], live[role] = _fitted(source, role, job.roles[role], plan, said.append)
+        live[role] = job.roles[role]
+        sources[role] = _weights(source, role, live[role], plan, said.append)
     if optimizer is not None:
         state = _opened(job, plan, optimizer, "optimizer")
         sources["optimizer"], live["optimizer"] = _moments(job, state, plan, said.append)
@@ -150,26 +178,15 @@ def _opened(job: Job, plan: Plan, place: Place, role: str) -> Readable:
     return warm.open_place(place, role, **who)
 
 
-def _fitted(
-    source: Readable, role: str, live: Tensors, plan: Plan, say: Callable[[str], None]
-) -> tuple[Readable, Tensors]:
-    """The weights in a source under the net's names, and the net's tensors, without the gaps that are allowed."""
-    wanted = live.infos().keys()
-    weights = warm.weights_in(source.tensors, wanted)
+def _weights(source: Readable, role: str, live: Tensors, plan: Plan, say: Callable[[str], None]) -> Readable:
+    """The weights in a source, under the net's names."""
+    weights = warm.weights_in(source.tensors, live.infos().keys())
     if left := source.tensors.keys() - weights - set(POSITION_TENSORS):
         say(f"{len(left)} tensors in the same file are optimizer state and counters, not taken: {_some(left)}")
     part: Readable = Part(source, weights)
     if plan.name_map is not None:
         part = plan.name_map.apply(part, role)
-    if not part.tensors.keys() & wanted:
-        return part, live  # nothing fits: no gap is so wide that it could be allowed
-    missing = {n for n in wanted - part.tensors.keys() if warm.fits(n, plan.allow_missing)}
-    unexpected = {n for n in part.tensors.keys() - wanted if warm.fits(n, plan.allow_unexpected)}
-    if missing:
-        say(f"{len(missing)} tensors keep their values, by allow_missing: {_some(missing)}")
-    if unexpected:
-        say(f"{len(unexpected)} tensors are not taken, by allow_unexpected: {_some(unexpected)}")
-    return Part(part, part.tensors.keys() - unexpected), Only(live, wanted - missing)
+    return part
 
 
 def _moments(job: Job, source: Readable, plan: Plan, say: Callable[[str], None]) -> tuple[Readable, Tensors]:
