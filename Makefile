@@ -6,7 +6,7 @@ export VENV ?= $(CURDIR)/.venv
 RUN = PATH="$(VENV)/bin:$$PATH"
 SCRIPTS := .ci/run $(wildcard launch/*.sh scripts/*.sh)
 
-.PHONY: help setup demo kills faults damage fuzz faults-peers bench-save bench-locate test lint format clean distclean
+.PHONY: help setup demo kills faults damage fuzz faults-peers bench-save bench-load bench-locate test lint format clean distclean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -37,6 +37,11 @@ bench-save: export VENV = $(CURDIR)/.venv-bench
 bench-save: ## how fast a save is, beside the raw disk and other tools; about half an hour
 	@EXTRAS=bench scripts/setup_venv.sh
 	$(RUN) python benchmarks/bench_save.py --report benchmarks/results/save $(ARGS)
+
+bench-load: export VENV = $(CURDIR)/.venv-bench
+bench-load: ## how fast a verified load is, cold and warm, beside other tools; about half an hour
+	@EXTRAS=bench scripts/setup_venv.sh
+	$(RUN) python benchmarks/bench_load.py --report benchmarks/results/load $(ARGS)
 
 bench-locate: setup ## how fast the newest checkpoint is found among many, and of many ranks; about ten minutes
 	$(RUN) python benchmarks/bench_locate.py --report benchmarks/results/locate $(ARGS)

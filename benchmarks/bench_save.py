@@ -31,7 +31,7 @@ from rich.console import Console
 from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).parent))
-from savers import Finish, Row, Save, State, checkpointing, rows
+from save_rows import Finish, Row, Save, State, checkpointing, rows
 
 os.environ.setdefault("GLOG_v", "3")  # MindSpore warns of every save
 UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
@@ -70,17 +70,17 @@ def _on_the_bench(row: Row, measured: Measured, directory: Path, state: State) -
     """Yields what saves once in the round that it is given; round 0 is not counted. Where all rows together have no
     room in memory, a row is made anew for each round, and warmed up each time."""
     directory.mkdir()
-    before = _memory("VmRSS")
+    before = memory("VmRSS")
     if state.bytes <= ALL_AT_ONCE:
         with row.make(directory, state) as (save, finish):
-            held = _memory("VmRSS") - before
+            held = memory("VmRSS") - before
             yield lambda number: _save_once(row, measured, directory, save, finish, held, number)
         return
 
     def anew(number: int) -> None:
-        before = _memory("VmRSS")
+        before = memory("VmRSS")
         with row.make(directory, state) as (save, finish):
-            held = _memory("VmRSS") - before
+            held = memory("VmRSS") - before
             for of_pair in (0, number):
                 _save_once(row, measured, directory, save, finish, held, of_pair, step=2 * number + (of_pair > 0))
         shutil.rmtree(directory)
@@ -92,8 +92,8 @@ def _on_the_bench(row: Row, measured: Measured, directory: Path, state: State) -
 def _save_once(
     row: Row, measured: Measured, directory: Path, save: Save, finish: Finish, held: int, number: int, step: int = 0
 ) -> None:
-    _settle()
-    before = _memory("VmRSS")
+    settle()
+    before = memory("VmRSS")
     began = time.perf_counter()
     blocked = save(1 + (step or number))
     finish()
@@ -103,7 +103,7 @@ def _save_once(
     if number:
         measured.blocked.append(blocked)
         measured.durable += [durable] if row.durable else []
-        measured.peak_bytes = max(measured.peak_bytes, held + _memory("VmHWM") - before)
+        measured.peak_bytes = max(measured.peak_bytes, held + memory("VmHWM") - before)
         measured.disk_bytes = measured.disk_bytes or _bytes_in(directory)
     if not row.name.startswith("ms_resume"):
         _empty(directory)
@@ -116,7 +116,7 @@ def training(size: int, saves: int, rollout_s: float, top: Path) -> dict[str, fl
     for number in range(3):
         for how in random.Random(number).sample(sorted(walls), len(walls)):
             directory = top / f"training-{number}-{how}"
-            _settle()
+            settle()
             with checkpointing(directory, state) as checkpointer:
                 walls[how].append(_train(checkpointer, state, how, steps, rollout_s))
             shutil.rmtree(directory, ignore_errors=True)
@@ -142,14 +142,14 @@ def _train(checkpointer: Any, state: State, how: str, steps: int, rollout_s: flo
     return time.perf_counter() - began
 
 
-def _settle() -> None:
+def settle() -> None:
     """What others left for the disk to do is done; the peak of memory is counted anew."""
     os.sync()
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 
 
-def _memory(field: str) -> int:
+def memory(field: str) -> int:
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(f"{field}:"):
             return int(line.split()[1]) * 1024
@@ -201,17 +201,17 @@ def _line(m: Measured, size: int, raw: float | None) -> tuple[str, ...]:
     )
 
 
-def table(title: str, rows: list[tuple[str, ...]]) -> Table:
+def table(title: str, rows: list[tuple[str, ...]], headings: tuple[str, ...] = HEADINGS) -> Table:
     shown = Table(title=title)
-    for heading in HEADINGS:
-        shown.add_column(heading, justify="left" if heading == "save" else "right")
+    for heading in headings:
+        shown.add_column(heading, justify="left" if heading == headings[0] else "right")
     for row in rows:
         shown.add_row(*row)
     return shown
 
 
-def markdown(title: str, rows: list[tuple[str, ...]]) -> str:
-    cells = [HEADINGS, ("---",) * len(HEADINGS), *rows]
+def markdown(title: str, rows: list[tuple[str, ...]], headings: tuple[str, ...] = HEADINGS) -> str:
+    cells = [headings, ("---",) * len(headings), *rows]
     return "\n".join([f"## {title}", "", *(f"| {' | '.join(row)} |" for row in cells), ""])
 
 

@@ -91,7 +91,7 @@ class Disagreement(Torn):
 
 
 class Damaged(MsResumeError):
-    """The nets may hold a part of the damaged checkpoint: load another one before training goes on."""
+    """Nets may hold a part of the damaged checkpoint: then nothing saves them until another one is loaded whole."""
 
     exit_code = ExitCode.DAMAGED
 

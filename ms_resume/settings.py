@@ -65,6 +65,10 @@ class Settings:
     """Before a fence opens, one tensor in so many is compared with its copy, others each time; 1 compares all, 0 none.
     What has changed too early is an error."""
 
+    staged_load: bool = False
+    """A resume reads and checks everything, on all ranks, before a byte of the nets changes, for the memory of one more
+    copy. Without it nets are left in doubt by damage, until another load succeeds."""
+
     share_replicas_s: float = 0.0
     """On a shared file system data-parallel replicas write each file once between them; a rank waits so long for
     another one's. 0: each writes its own."""

@@ -40,7 +40,10 @@ class HostTensor:
 
 
 class Tensors(Protocol):
-    """Named tensors of one role that training works on."""
+    """Named tensors of one role that training works on.
+
+    Those in host memory may have the methods `memory` and `address`, too: see `Arrays`.
+    """
 
     def read(self, name: str) -> HostTensor:
         """The value now. A view that the next update may change; whoever keeps it longer copies it. Called from any
@@ -78,6 +81,16 @@ class Arrays(dict[str, "NDArray[Any]"]):
     def place(self, name: str, value: HostTensor) -> None:
         self[name][...] = to_array(value)
 
+    def memory(self, name: str) -> memoryview | None:
+        """The bytes of a tensor where they are, flat, to be written by any thread: whatever trains on it trains on
+        them. None where they do not lie one after the other, are not little endian, or may not be written: `place`
+        then says what is wrong, or does it."""
+        return writable(self[name])
+
+    def address(self, name: str) -> int:
+        """Where the memory of a tensor begins, which is faster to ask for."""
+        return int(self[name].__array_interface__["data"][0])
+
 
 def from_array(array: NDArray[Any]) -> HostTensor:
     """A view where the array is contiguous, a copy otherwise."""
@@ -95,6 +108,23 @@ def _form(dtype: np.dtype[Any]) -> tuple[str, np.dtype[Any]]:
     if dtype.name not in _DTYPES:
         raise UsageError(f"an array of dtype {dtype} cannot be saved", hint="convert it to numbers or booleans")
     return _DTYPES[dtype.name], dtype.newbyteorder("<")
+
+
+def writable(array: NDArray[Any]) -> memoryview | None:
+    """What `Arrays.memory` says of an array."""
+    import numpy as np
+
+    flags = array.flags
+    if not (array.size and flags.c_contiguous and flags.writeable) or array.dtype != _form(array.dtype)[1]:
+        return None
+    return array.reshape(-1).view(np.uint8).data
+
+
+def address_of(view: memoryview) -> int:
+    """Where the bytes of a flat view lie."""
+    import numpy as np
+
+    return int(np.frombuffer(view, np.uint8).__array_interface__["data"][0])
 
 
 def _shape(array: NDArray[Any]) -> tuple[int, ...]:

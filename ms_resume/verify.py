@@ -216,7 +216,7 @@ class _Reader:
         )
         if isinstance(source, ckpt.Contents):
             expected = _named(self.checkpoint, begun.file) if self.checkpoint.votes else None
-            work = partial(_failure, begun.file, _check_ckpt, source, expected, each, sinks)
+            work = partial(_failure, begun.file, check_ckpt, source, expected, each, sinks)
             begun.parts.append(self.threads.submit(work))
         elif self.has_crc[begun.file]:
             work = partial(_failure, begun.file, payload.check_crc, source, sinks)
@@ -251,13 +251,20 @@ def _check_tensors(file: Found, header: payload.Header, sinks: sums.OfTensor, na
     return [*found, *failed]
 
 
-def _check_ckpt(
+def check_ckpt(
     contents: ckpt.Contents,
     expected: Payload | None,
     each: Sequence[sums.Sink],
     sinks: sums.OfTensor,
 ) -> None:
-    """Our digest is that of the whole file, MindSpore's CRC comes before its trailer."""
+    """Reads it once. Our digest is that of the whole file, MindSpore's CRC comes before its trailer.
+
+    Args:
+        each: Takes every piece of the file, `sinks(name)` those of a tensor.
+
+    Raises:
+        Damaged: The digest, or without a vote the CRC, does not hold.
+    """
     digest, crc = xxhash.xxh3_128(), sums.Crc()
     whole = [*each, digest.update if expected else crc.update]
     with reading.opened(contents.path) as file:

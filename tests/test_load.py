@@ -138,7 +138,7 @@ def test_a_mismatch_places_nothing(tmp_path: Path, spoil: Callable[[Roles], None
 @pytest.mark.parametrize("role", ["policy", "optimizer", "ref"])
 @pytest.mark.parametrize("file_format", ["safetensors", "ckpt"])
 def test_one_flipped_bit(tmp_path: Path, role: str, file_format: str) -> None:
-    """The tensor is named where each has a digest; a `.ckpt` is checked as a whole, before anything is placed."""
+    """The tensor is named where each has a digest; a `.ckpt` is checked as a whole."""
     vote, roles = saved(tmp_path, file_format), live()
     file = vote.file(role)
     assert file is not None
@@ -200,12 +200,31 @@ class Detached(Arrays):
     def place(self, name: str, value: object) -> None:
         pass
 
+    def memory(self, name: str) -> memoryview | None:
+        return None
 
-def test_a_net_that_does_not_take_what_it_is_given(tmp_path: Path) -> None:
+
+class DetachedMemory(Arrays):
+    """Gives memory that was its own once."""
+
+    def memory(self, name: str) -> memoryview | None:
+        return Arrays({name: self[name].copy()}).memory(name)
+
+
+@pytest.mark.parametrize("kind", [Detached, DetachedMemory])
+def test_a_net_that_does_not_take_what_it_is_given(tmp_path: Path, kind: type[Arrays]) -> None:
     """Every tensor is looked at again after the load."""
     vote, roles = saved(tmp_path), live()
-    roles["ref"] = Detached(roles["ref"])
-    with pytest.raises(MsResumeError, match="does not hold what was placed"):
+    roles["ref"] = kind(roles["ref"])
+    with pytest.raises(MsResumeError, match="tensor 'w' does not hold what was placed"):
+        load.place(sources(tmp_path, vote), roles)
+
+
+def test_an_optimizer_that_updates_copies_of_the_weights(tmp_path: Path) -> None:
+    """What is placed into the policy would never be trained."""
+    vote, roles = saved(tmp_path), live()
+    roles["optimizer"]["w"] = roles["policy"]["w"].copy()
+    with pytest.raises(MsResumeError, match=r"optimizer.*: tensor 'w' does not hold what was placed"):
         load.place(sources(tmp_path, vote), roles)
 
 
@@ -218,16 +237,24 @@ def test_a_disk_that_cannot_be_read(tmp_path: Path) -> None:
         load.place(found, live())
 
 
-def test_a_stock_file_whose_crc_does_not_hold(tmp_path: Path) -> None:
-    """Found before anything is placed, in either format."""
-    for name, content, last in (
-        ("a.safetensors", test_payload.BY_MINDSPORE, -1),
-        ("a.ckpt", test_ckpt.BY_MINDSPORE, -18),
-    ):
-        path = tmp_path / name
-        path.write_bytes(content)
-        Source(path)
-        own_trees.flip(path, last)
+STOCK = [("a.safetensors", test_payload.BY_MINDSPORE, -1), ("a.ckpt", test_ckpt.BY_MINDSPORE, -18)]
 
-        with pytest.raises(Damaged, match=f"{name}: its .* have CRC"):
-            Source(path)
+
+@pytest.mark.parametrize(("name", "content", "last"), STOCK, ids=[row[0] for row in STOCK])
+def test_a_stock_file_whose_crc_does_not_hold(tmp_path: Path, name: str, content: bytes, last: int) -> None:
+    """In either format, while it is placed, and before a tensor of it is read by itself."""
+    path = tmp_path / name
+    path.write_bytes(content)
+    whole = Source(path)
+    roles = {"ref": load.Copy(whole, list(whole.tensors))}
+    load.place({"ref": whole}, roles)
+    assert all(bytes(roles["ref"].read(n).data) == bytes(whole.read(n).data) for n in whole.tensors)
+    load.place({"ref": Source(path)}, {"ref": load.Copy(whole, ["epoch_num"])})
+    own_trees.flip(path, last)
+
+    with pytest.raises(Damaged, match=f"{name}: its .* have CRC"):
+        load.place({"ref": Source(path)}, roles)
+    with pytest.raises(Damaged, match=f"{name}: its .* have CRC"):
+        Source(path).read("epoch_num")
+    with pytest.raises(Damaged, match=f"{name}: its .* have CRC"):  # it is over tensors that nobody asks for, too
+        load.place({"ref": Source(path)}, {"ref": load.Copy(whole, ["epoch_num"])})

@@ -1,24 +1,28 @@
 """A MindSpore net or optimizer as `state.Tensors`: read without a copy where the device allows, placed in place.
 
 After the first compiled step `Parameter.set_data`, `assign_value`, and `load_param_into_net` detach a parameter: it
-shows the loaded values while training goes on with the old ones. `Parameter.copy_` writes into the buffer that training
-uses, but broadcasts and casts without a word, so shape and dtype are checked before it (tried on 2.7.1 to 2.10.0).
+shows the loaded values while training goes on with the old ones. On a CPU `asnumpy` is a view of the buffer that
+training uses, when its address is `data_ptr`: it is written there. Elsewhere `Parameter.copy_` writes into that buffer,
+but broadcasts and casts without a word, so shape and dtype are checked before it (`copy_` tried on 2.7.1 to 2.10.0, the
+view on 2.10.0).
 """
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 from ms_resume.errors import MsResumeError, UsageError
 from ms_resume.ondisk import ckpt
 from ms_resume.records import TensorInfo
-from ms_resume.state import Arrays, HostTensor, Tensors, from_array, to_array
+from ms_resume.state import Arrays, HostTensor, Tensors, from_array, to_array, writable
 
 
 class Net:
     """The parameters of a Cell by name. For an optimizer that is its own state and the weights it updates."""
 
     def __init__(self, cell: Any) -> None:
+        self.cell = cell
         self._parameters: dict[str, Any] = {}
         for parameter in cell.get_parameters():
             held = self._parameters.setdefault(parameter.name, parameter)
@@ -34,6 +38,28 @@ class Net:
     def infos(self) -> dict[str, TensorInfo]:
         return {name: _info(parameter) for name, parameter in self._parameters.items()}
 
+    def memory(self, name: str) -> memoryview | None:
+        """The buffer that training uses, where that is host memory and a CPU is what it runs on; else None.
+
+        To ask waits for what was launched and has not yet run. On Ascend a parameter lies in host memory only until it
+        is first used, so `place` it is.
+        """
+        parameter = self._parameters[name]
+        if not self._on_cpu or parameter.device != "CPU":
+            return None
+        array = parameter.asnumpy()
+        is_it = array.__array_interface__["data"][0] == parameter.data_ptr()
+        return writable(array) if is_it and parameter.is_contiguous() else None
+
+    def address(self, name: str) -> int:
+        return int(self._parameters[name].data_ptr())
+
+    @cached_property
+    def _on_cpu(self) -> bool:
+        from mindspore import get_context
+
+        return bool(get_context("device_target") == "CPU")
+
     def place(self, name: str, value: HostTensor) -> None:
         from mindspore import Tensor
 
@@ -42,7 +68,7 @@ class Net:
         if (value.dtype, value.shape) != (held.dtype, held.shape):
             raise MsResumeError(f"{name}: {value.dtype}{value.shape} does not fit {held.dtype}{held.shape}")
         device, address = parameter.device, parameter.data_ptr()
-        parameter.copy_(Tensor(array.copy()))
+        parameter.copy_(Tensor(array))  # which copies: what is read next into the same buffer is not seen
         # On Ascend a parameter lies in host memory, at an address of its own or none, until it is first used.
         if address and parameter.device == device and parameter.data_ptr() != address:
             raise MsResumeError(f"{name}: moved while it was loaded, so training would not see the loaded values")

@@ -43,6 +43,8 @@ class Iterations:
     NAME: str
     save: Path
     directories: Mapping[Position, Path]
+    roles: tuple[str, ...] = (MODEL, "optimizer")
+    """Of which all shards must be there."""
 
     @property
     def positions(self) -> list[Position]:
@@ -60,7 +62,7 @@ class Iterations:
             files = _shards(directory)
         except Damaged as error:
             return Rejection(position, "damaged", error.message)
-        for role in _ROLES.values():
+        for role in self.roles:
             if missing := _missing(directory, role, files):
                 return Rejection(position, "torn", f"{directory.name}: {missing[1]}", missing[0])
         try:
@@ -93,6 +95,41 @@ def evidence(directory: Path) -> Path | None:
 
 def take(directory: Path) -> Iterations:
     return Iterations(NAME, directory, {Position(0, int(match[1])): path for path, match in _iterations(directory)})
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """One piece of a tensor, in a file of this role, that these ranks have. Pieces with the same key are copies."""
+
+    key: str
+    role: str
+    file: str
+    ranks: frozenset[int]
+
+
+def stored(directory: Path) -> dict[str, list[Stored]]:
+    """What metadata.json of one iteration says of each tensor. Raises Damaged where it cannot be read."""
+    found: dict[str, list[Stored]] = {}
+    entries = _read(directory / _METADATA, _METADATA_LIMIT).get("storage_data")
+    for key, places in entries.items() if isinstance(entries, dict) else ():
+        name = _tensor(key)
+        for place in places if isinstance(places, list) else ():
+            file = place.get("file_name") if isinstance(place, dict) else None
+            if type(file) is str and (match := _SHARD.fullmatch(file)):
+                ranks = [place.get("storage_rank"), *_listed(place.get("rank_group"))]
+                held = frozenset(rank for rank in ranks if type(rank) is int)
+                found.setdefault(name, []).append(Stored(key, _ROLES[match["kind"]], file, held))
+    return found
+
+
+def _listed(value: object) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def parse_iteration(name: str) -> Position | None:
+    """The position of an iteration's directory."""
+    match = _ITERATION.fullmatch(name)
+    return Position(0, int(match[1])) if match else None
 
 
 def _iterations(directory: Path) -> list[ranked.Fitting]:

@@ -31,24 +31,31 @@ def claims(survey: Survey, position: Position) -> bool:
     return position in survey.payloads
 
 
-def judge(survey: Survey, position: Position, only: Sequence[int] = ()) -> Checkpoint | Rejection:
+def judge(
+    survey: Survey, position: Position, only: Sequence[int] = (), roles: Sequence[str] = (*_TRAINED, "ref")
+) -> Checkpoint | Rejection:
     """The verdict on a stock position.
 
     Args:
         only: These ranks alone, where the others have disks of their own.
+        roles: A resume needs all of them, a start from weights alone the policy.
     """
     if survey.line.dead_stock_at(survey.save, position):
         return Rejection(position, "abandoned", f"attempt {survey.records[-1].attempt} went back past it")
     world_size = max((rank for ranks in survey.ranks.values() for rank in ranks), default=-1) + 1
     ranks = only or range(world_size)
-    for role in _TRAINED:
+    trained = [role for role in _TRAINED if role in roles]
+    for role in trained:
         if missing := _without(survey, position, role, ranks):
             return Rejection(position, "torn", _say_missing(survey, role, missing), missing[:MOST_LISTED])
-    reference = _newest_reference(survey, position, ranks)
-    if reference is None:
-        missing = tuple(ranks)
-        return Rejection(position, "torn", _say_missing(survey, "ref", missing), missing[:MOST_LISTED])
-    found = _files(survey, position, reference, ranks)
+    sources = dict.fromkeys(trained, position)
+    if "ref" in roles:
+        reference = _newest_reference(survey, position, ranks)
+        if reference is None:
+            missing = tuple(ranks)
+            return Rejection(position, "torn", _say_missing(survey, "ref", missing), missing[:MOST_LISTED])
+        sources["ref"] = reference
+    found = _files(survey, sources, ranks)
     if rejection := _check_inside(survey, position, found):
         return rejection
     return Checkpoint(
@@ -57,7 +64,7 @@ def judge(survey: Survey, position: Position, only: Sequence[int] = ()) -> Check
         position=position,
         world_size=world_size,
         files=found,
-        warnings=tuple(_warnings(survey, position, reference)),
+        warnings=tuple(_warnings(survey, position, sources)),
     )
 
 
@@ -106,8 +113,7 @@ def _newest_reference(survey: Survey, position: Position, ranks: Sequence[int]) 
     return next((p for p in sorted(survey.payloads, reverse=True) if p <= position and everywhere(p)), None)
 
 
-def _files(survey: Survey, position: Position, reference: Position, ranks: Sequence[int]) -> tuple[Found, ...]:
-    sources = {"policy": position, "optimizer": position, "ref": reference}
+def _files(survey: Survey, sources: Mapping[str, Position], ranks: Sequence[int]) -> tuple[Found, ...]:
     return tuple(
         Found(rank, role, survey.payloads[source][role, rank]) for rank in ranks for role, source in sources.items()
     )
@@ -184,10 +190,10 @@ def some(positions: Iterable[Position]) -> str:
     return ", ".join(["...", *map(str, newest[1:])] if len(newest) > _MOST_SAID else map(str, newest)) or "none"
 
 
-def _warnings(survey: Survey, position: Position, reference: Position) -> Iterable[str]:
-    if reference != position:
+def _warnings(survey: Survey, position: Position, sources: Mapping[str, Position]) -> Iterable[str]:
+    if (reference := sources.get("ref", position)) != position:
         yield f"{position}: the reference is that of {reference}"
-    for role in _TRAINED:
+    for role in filter(sources.__contains__, _TRAINED):
         alike: dict[str, list[int]] = {}
         for rank in survey.ranks[role]:
             said = meta.read(survey.save / names.DIRECTORIES[role] / f"rank_{rank}")

@@ -1,31 +1,31 @@
 """Stage 5 of 6: verified files into live tensors, in place.
 
-    reads    this rank's payloads: headers first, then each tensor once, checked against its digest before it is placed
+    reads    this rank's payloads: headers first, then each tensor once, checked against its digest as it is placed
     gives    a `LoadReport` for each role
 
 Names, shapes, and dtypes of all roles are settled before the first byte is placed; after that only damage can stop a
-load, and then the tensors hold a part of it: load another checkpoint before training goes on.
+load, and then the nets hold a part of it: they are in doubt (`doubt.py`) until another load has succeeded. A staged
+load reads and checks everything before it places the first byte, for the memory of one host copy.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 
-from ms_resume.errors import Damaged, MsResumeError, NamesMismatch
+from ms_resume.errors import MsResumeError, NamesMismatch
+from ms_resume.load import doubt, placing
 from ms_resume.load.match import NONE, Gaps, LoadReport, match
-from ms_resume.load.source import Source
-from ms_resume.ondisk import payload
+from ms_resume.load.source import Readable
+from ms_resume.ondisk import payload, sums
+from ms_resume.progress import Progress
 from ms_resume.records import TensorInfo
-from ms_resume.state import Tensors
-
-Progress = Callable[[int], None]
+from ms_resume.state import HostTensor, Tensors, address_of
 
 _NOT_WEIGHTS = {"policy": {"epoch_num", "step_num"}}
 """Tensors that a payload holds for its position, not for the net."""
 
 
-def settle(sources: Mapping[str, Source], live: Mapping[str, Tensors], gaps: Gaps = NONE) -> dict[str, LoadReport]:
+def settle(sources: Mapping[str, Readable], live: Mapping[str, Tensors], gaps: Gaps = NONE) -> dict[str, LoadReport]:
     """Matches every role by name, shape, and dtype. Nothing is placed.
 
     Args:
@@ -47,55 +47,109 @@ def settle(sources: Mapping[str, Source], live: Mapping[str, Tensors], gaps: Gap
     return reports
 
 
-def place(sources: Mapping[str, Source], live: Mapping[str, Tensors], progress: Progress | None = None) -> None:
-    """Reads, checks, and places every tensor of every role, then checks that the live tensors hold what was placed.
+def place(sources: Mapping[str, Readable], live: Mapping[str, Tensors], progress: Progress | None = None) -> None:
+    """Reads, checks, and places every tensor that both sides have, then checks that the live tensors hold it.
 
     The weights in the optimizer file are read and compared with the policy file's instead of being placed again:
     unequal ones are two generations mixed.
 
+    Args:
+        progress: Called from any thread.
+
     Raises:
-        Damaged: A digest does not hold, or the generations are mixed; the file and tensor are named.
+        Damaged: A digest does not hold, or the generations are mixed; the file and tensor are named. The nets are in
+            doubt, as they are after any error.
+        DiskError: A file cannot be read.
         MsResumeError: A live tensor does not hold what was placed.
     """
-    placed: dict[str, dict[str, str]] = {}
+    with doubt.until_whole(live):
+        _place(sources, live, progress or (lambda count: None))
+
+
+def stage(
+    sources: Mapping[str, Readable], live: Mapping[str, Tensors], progress: Progress | None = None
+) -> dict[str, Copy]:
+    """Reads and checks what `place` would, into host memory: the nets are as they were, whatever is raised.
+
+    Returns:
+        Sources to be placed instead. Raises as `place` does.
+    """
+    copies: dict[str, Copy] = {}
     for role, tensors in live.items():
-        shared = placed.get("policy", {}) if role == "optimizer" else {}
-        placed[role] = _place_role(sources[role], role, tensors, shared, progress or (lambda count: None))
-    for role, tensors in live.items():
-        _check_held(sources[role].path, tensors, placed[role])
+        names = _fitting(sources[role], role, tensors)
+        copies[role] = Copy(sources[role], names, copies.get("policy") if role == "optimizer" else None)
+    _place(sources, copies, progress or (lambda count: None))
+    return copies
 
 
-def _place_role(
-    source: Source, role: str, tensors: Tensors, shared: Mapping[str, str], progress: Progress
-) -> dict[str, str]:
-    digests = {}
-    for name in _wanted(source, role):
-        value = source.read(name)
-        digests[name] = payload.digest_of(value.data)
-        if name not in shared:
-            tensors.place(name, value)
-        elif shared[name] != digests[name]:
-            raise Damaged(
-                f"{source.path}: weight {name!r} differs from the policy file's: two generations are mixed",
-                hint="an older checkpoint is whole if `ms-resume verify --all --deep` says so",
-                path=str(source.path),
-                tensor=name,
-            )
-        progress(len(value.data))
-    return digests
+class Copy:
+    """Some tensors of a source in host memory: a staged load fills it, and then loads from it.
+
+    Args:
+        policy: Tensors that it holds, too, lie there.
+    """
+
+    def __init__(self, source: Readable, names: list[str], policy: Copy | None = None) -> None:
+        import numpy as np
+
+        self.path, self.bytes, self.digests, self.values = source.path, source.bytes, source.digests, source.values
+        self.tensors: Mapping[str, TensorInfo] = {name: source.tensors[name] for name in names}
+        held = policy._memory if policy else {}
+        self._memory: dict[str, memoryview] = {
+            name: held[name] if name in held else np.empty(payload.size_of(info), np.uint8).data
+            for name, info in self.tensors.items()
+        }
+
+    def infos(self) -> dict[str, TensorInfo]:
+        return {name: TensorInfo(info.dtype, info.shape) for name, info in self.tensors.items()}
+
+    def memory(self, name: str) -> memoryview:
+        return self._memory[name]
+
+    def address(self, name: str) -> int:
+        return address_of(self._memory[name])
+
+    def read(self, name: str) -> HostTensor:
+        info = self.tensors[name]
+        return HostTensor(info.dtype, info.shape, self._memory[name])
+
+    def place(self, name: str, value: HostTensor) -> None:
+        self._memory[name][:] = value.data
 
 
-def _check_held(path: Path, tensors: Tensors, digests: Mapping[str, str]) -> None:
-    for name in tensors.infos():
-        found = payload.digest_of(tensors.read(name).data)
-        if found != digests[name]:
-            # Not Damaged: the file is right, so going back to older ones would only throw them away.
+def size_of(sources: Mapping[str, Readable], live: Mapping[str, Tensors]) -> int:
+    """Bytes that `place` tells its progress of."""
+    return sum(payload.size_of(info) for role in live for info in _wanted(sources[role], role).values())
+
+
+def _place(sources: Mapping[str, Readable], live: Mapping[str, Tensors], tell: Progress) -> None:
+    with sums.threads() as threads:
+        begun: dict[str, placing.Begun] = {}
+        placed: dict[str, placing.Placed] = {}
+        named: dict[str, list[str]] = {}
+        for role, tensors in live.items():
+            named[role] = _fitting(sources[role], role, tensors)
+            again = frozenset(named[role]) & frozenset(named.get("policy", ())) if role == "optimizer" else frozenset()
+            begun[role] = placing.begin(sources[role], tensors, named[role], again, threads, tell)
+        for role in live:
+            placed[role] = placing.finish(begun[role], placed.get("policy"), threads, tell)
+    placing.check_held(placed)
+
+
+def _fitting(source: Readable, role: str, tensors: Tensors) -> list[str]:
+    """The names that both sides have. `settle` has refused other shapes with a report; here nothing is written past
+    the end of a tensor whatever was settled."""
+    found, live = _wanted(source, role), tensors.infos()
+    for name in (names := [name for name in found if name in live]):
+        if (found[name].dtype, found[name].shape) != (live[name].dtype, live[name].shape):
             raise MsResumeError(
-                f"{path}: tensor {name!r} does not hold what was placed (digest {found})",
-                hint="the optimizer must update the policy's own parameters, not copies of them; else this is a bug",
+                f"{source.path}: {name!r} is {found[name].dtype}{list(found[name].shape)}, the net has "
+                f"{live[name].dtype}{list(live[name].shape)}",
+                hint="settle before you place",
                 tensor=name,
             )
+    return names
 
 
-def _wanted(source: Source, role: str) -> dict[str, TensorInfo]:
+def _wanted(source: Readable, role: str) -> dict[str, TensorInfo]:
     return {name: info for name, info in source.tensors.items() if name not in _NOT_WEIGHTS.get(role, ())}

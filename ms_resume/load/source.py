@@ -3,19 +3,79 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from ms_resume.errors import Damaged, DiskError
-from ms_resume.ondisk import ckpt, payload, reading
+import xxhash
+
+from ms_resume import verify
+from ms_resume.errors import DiskError, MsResumeError
+from ms_resume.ondisk import ckpt, payload, reading, sums
 from ms_resume.records import Payload, TensorInfo
 from ms_resume.state import HostTensor
-from ms_resume.verify import header_as_voted
+
+Poured = Callable[[], dict[str, str]]
+"""Waits until everything is read, and gives the digests by name; raises Damaged or DiskError."""
+
+_BATCH_BYTES = 8 << 20
+"""Of tensors of one file, which one thread reads one after the other."""
+
+_MOST_NAMES = 256
+"""And so many of them, so that many small ones are not one thread's work."""
+
+
+class Readable(Protocol):
+    """What can be loaded from: a payload, or what gives its tensors under other names."""
+
+    @property
+    def path(self) -> Path: ...
+
+    @property
+    def bytes(self) -> int: ...
+
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]: ...
+
+    @property
+    def digests(self) -> Mapping[str, str]: ...
+
+    @property
+    def values(self) -> Mapping[str, Any]: ...
+
+    def read(self, name: str) -> HostTensor:
+        """A copy of one tensor, checked. Called from any thread."""
+
+
+def pour(source: Readable, names: Collection[str], sinks: sums.OfTensor, threads: sums.Threads) -> Poured:
+    """Lets threads read the tensors `names`, each once and in order, into `sinks(name)`. Returns at once.
+
+    A source whose own method `pour` does that in pieces is asked to; of another one each tensor is read as a whole.
+    Bytes may reach a sink before it is known that they are damaged.
+    """
+    own = getattr(source, "pour", None)
+    if own is not None:
+        poured: Poured = own(names, sinks, threads)
+        return poured
+
+    def read(name: str) -> dict[str, str]:
+        value, said = source.read(name), source.tensors[name]
+        if (value.dtype, value.shape) != (said.dtype, said.shape):
+            raise MsResumeError(f"{source.path}: {name!r} is {value.info}, expected {said}")
+        for sink in sinks(name):
+            sink(value.data)
+        return {name: payload.digest_of(value.data)}
+
+    parts = [threads.submit(read, name) for name in names]
+    return lambda: {name: digest for part in parts for name, digest in part.result().items()}
 
 
 class Source:
     """A payload held open by path. With `expected`, it must be the file that a vote names.
+
+    What carries a digest or CRC for the whole file only is checked as a whole: while it is poured, or before the first
+    tensor is read.
 
     Raises:
         Damaged: It is not, or it is not whole.
@@ -24,39 +84,118 @@ class Source:
 
     def __init__(self, path: Path, expected: Payload | None = None) -> None:
         self.path = path
-        with _reported(path):
-            self.bytes = reading.size(path)
-            self._open(path, expected)
-
-    def _open(self, path: Path, expected: Payload | None) -> None:
         self.digests: Mapping[str, str] = {}
         self.values: dict[str, Any] = {}
-        if path.suffix == ".ckpt":
-            self._open_ckpt(expected)
-        else:
-            self._header = header_as_voted(path, expected) if expected else payload.read_header(path)
-            payload.check_crc(self._header)
-            self.tensors: Mapping[str, TensorInfo] = self._header.tensors
-            self.digests = self._header.digests
-            self.values = self._header.values
+        self._checking = threading.Lock()
+        self._checked = False
+        with _reported(path):
+            self.bytes = reading.size(path)
+            self._file = _Ckpt(path, expected) if path.suffix == ".ckpt" else _Safetensors(path, expected)
+            self.tensors: Mapping[str, TensorInfo] = self._file.tensors
+            if isinstance(self._file, _Safetensors):
+                self.digests, self.values = self._file.header.digests, self._file.header.values
 
     def read(self, name: str) -> HostTensor:
         """A copy of one tensor. Raises Damaged, naming it, where its digest does not hold."""
         info = self.tensors[name]
         with _reported(self.path):
-            if self.path.suffix == ".ckpt":
-                return HostTensor(info.dtype, info.shape, ckpt.read_tensor(self._contents, name))
-            with reading.opened(self.path) as file:
-                return HostTensor(info.dtype, info.shape, payload.read_tensor(file, self._header, name))
+            with self._checking:
+                if not self._checked:
+                    self._file.check()
+                    self._checked = True
+            return HostTensor(info.dtype, info.shape, self._file.read(name))
 
-    def _open_ckpt(self, expected: Payload | None) -> None:
-        """A `.ckpt` has no digest per tensor: the whole file is checked now."""
-        self._contents = ckpt.read(self.path)
+    def pour(self, names: Collection[str], sinks: sums.OfTensor, threads: sums.Threads) -> Poured:
+        """As the function of that name, each byte of the file read at most once."""
+
+        def reported(work: Callable[..., dict[str, str]], *arguments: Any) -> dict[str, str]:
+            with _reported(self.path):
+                return work(*arguments)
+
+        works, end = self._file.works(names, sinks)
+        parts = [threads.submit(reported, *work) for work in works]
+
+        def finish() -> dict[str, str]:
+            digests = {name: digest for part in parts for name, digest in part.result().items()}
+            with _reported(self.path):
+                end()
+            return {name: digests[name] for name in names}
+
+        return finish
+
+
+class _Safetensors:
+    """Digests for each tensor where the file is ours, one CRC over all where MindSpore wrote it with one."""
+
+    def __init__(self, path: Path, expected: Payload | None) -> None:
+        self.header = verify.header_as_voted(path, expected) if expected else payload.read_header(path)
+        self.tensors = self.header.tensors
+
+    def check(self) -> None:
+        payload.check_crc(self.header)
+
+    def read(self, name: str) -> memoryview:
+        with reading.opened(self.header.path) as file:
+            return payload.read_tensor(file, self.header, name)
+
+    def works(self, names: Collection[str], sinks: sums.OfTensor) -> tuple[list[tuple[Any, ...]], Callable[[], None]]:
+        """What threads do, and what comes after: the CRCs of all tensors, each taken by itself, put together."""
+        wanted, has_crc = set(names), payload.has_crc(self.header)
+        crcs: dict[str, sums.Crc] = {name: sums.Crc() for name in (self.tensors if has_crc else ())}
+
+        def read(batch: list[str]) -> dict[str, str]:
+            digests = {}
+            with reading.opened(self.header.path) as file:
+                for name in batch:
+                    into = [*sinks(name)] if name in wanted else []
+                    into += [crcs[name].update] if has_crc else []
+                    digests[name] = payload.check_tensor(file, self.header, name, into)
+            return digests
+
+        def end() -> None:
+            if has_crc:
+                with reading.opened(self.header.path) as file:
+                    payload.join_crcs(self.header, file, lambda name: crcs[name].value)
+
+        return [(read, batch) for batch in _batches(self.tensors, crcs or wanted)], end
+
+
+class _Ckpt:
+    """No digest for a tensor: what the vote has is that of the whole file, and a CRC is over all records."""
+
+    def __init__(self, path: Path, expected: Payload | None) -> None:
+        self._contents, self._expected = ckpt.read(path), expected
         self.tensors = self._contents.tensors
-        ckpt.check_crc(self.path)
-        found = payload.digest_file(self.path) if expected else ""
-        if expected and found != expected.digest:
-            raise Damaged(f"{self.path}: its bytes have digest {found}, the vote says {expected.digest}")
+
+    def check(self) -> None:
+        if self._expected or self._contents.has_crc:
+            self._read_all((), lambda name: ())
+
+    def read(self, name: str) -> memoryview:
+        return ckpt.read_tensor(self._contents, name)
+
+    def works(self, names: Collection[str], sinks: sums.OfTensor) -> tuple[list[tuple[Any, ...]], Callable[[], None]]:
+        return [(self._read_all, names, sinks)], lambda: None
+
+    def _read_all(self, names: Collection[str], sinks: sums.OfTensor) -> dict[str, str]:
+        digests = {name: xxhash.xxh3_128() for name in names}
+        into = {name: [digests[name].update, *sinks(name)] for name in names}
+        verify.check_ckpt(self._contents, self._expected, (), lambda name: into.get(name, ()))
+        return {name: digest.hexdigest() for name, digest in digests.items()}
+
+
+def _batches(tensors: Mapping[str, TensorInfo], names: Collection[str]) -> Iterator[list[str]]:
+    """In the order of the file: a large tensor, or some small ones that lie near each other."""
+    batch: list[str] = []
+    filled = 0
+    for name in sorted(names, key=lambda name: tensors[name].begin):
+        batch.append(name)
+        filled += tensors[name].end - tensors[name].begin
+        if filled >= _BATCH_BYTES or len(batch) == _MOST_NAMES:
+            yield batch
+            batch, filled = [], 0
+    if batch:
+        yield batch
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ import json
 import math
 import re
 import struct
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -89,6 +89,11 @@ def digest_of(data: bytes | memoryview) -> str:
 
 def item_bytes(dtype: str) -> int:
     return _ITEM_BYTES[dtype]
+
+
+def size_of(info: TensorInfo) -> int:
+    """Bytes of a tensor, wherever it lies."""
+    return item_bytes(info.dtype) * math.prod(info.shape)
 
 
 def lay_out(sizes: Mapping[str, tuple[str, tuple[int, ...]]], first: Collection[str] = ()) -> dict[str, TensorInfo]:
@@ -188,34 +193,52 @@ def read_tensor(file: BinaryIO, header: Header, name: str) -> memoryview:
     return buffer
 
 
-def check_tensor(file: BinaryIO, header: Header, name: str, sinks: Iterable[sums.Sink] = ()) -> None:
-    """Reads one tensor in pieces; `sinks` take them too. Raises as `read_tensor` does."""
+def check_tensor(file: BinaryIO, header: Header, name: str, sinks: Iterable[sums.Sink] = ()) -> str:
+    """Reads one tensor in pieces; `sinks` take them too. Gives its digest; raises as `read_tensor` does."""
     digest = xxhash.xxh3_128()
     _feed(file, header, name, [digest.update, *sinks])
-    _check_digest(header, name, digest.hexdigest())
+    found = digest.hexdigest()
+    _check_digest(header, name, found)
+    return found
+
+
+def has_crc(header: Header) -> bool:
+    return CRC_KEY in header.metadata
 
 
 def check_crc(header: Header, sinks: sums.OfTensor = lambda name: ()) -> None:
     """Holds the tensors to the CRC that MindSpore saved, where it did; `sinks(name)` take a tensor's bytes meanwhile.
 
-    It is over each name and the tensor's bytes, by name. MindSpore feeds it `bytes(array)`, which Python answers for a
-    0-d whole number with as many zeros (2.7.1 to 2.10.0).
-
     Raises:
         Damaged: It does not hold, or the file is shorter than its header says.
     """
-    if CRC_KEY not in header.metadata:
+    if not has_crc(header):
         return
-    crc, zeros = sums.Crc(), 0
     with reading.opened(header.path) as file:
-        for name, info in sorted(header.tensors.items()):
-            crc.update(name.encode())
-            if info.shape == () and info.dtype in _WHOLE:
-                count = _as_count(header, name, read_tensor(file, header, name), _MOST_ZEROS - zeros)
-                crc.update_zeros(count)
-                zeros += count
-            else:
-                _feed(file, header, name, [crc.update, *sinks(name)])
+
+        def read(name: str) -> int:
+            crc = sums.Crc()
+            _feed(file, header, name, [crc.update, *sinks(name)])
+            return crc.value
+
+        join_crcs(header, file, read)
+
+
+def join_crcs(header: Header, file: BinaryIO, crc_of: Callable[[str], int]) -> None:
+    """Holds the CRCs of the tensors, each by itself, to the one of the file. Raises as `check_crc` does.
+
+    It is over each name and the tensor's bytes, by name. MindSpore feeds it `bytes(array)`, which Python answers for a
+    0-d whole number with as many zeros (2.7.1 to 2.10.0).
+    """
+    crc, zeros = sums.Crc(), 0
+    for name, info in sorted(header.tensors.items()):
+        crc.update(name.encode())
+        if info.shape == () and info.dtype in _WHOLE:
+            count = _as_count(header, name, read_tensor(file, header, name), _MOST_ZEROS - zeros)
+            crc.update_zeros(count)
+            zeros += count
+        else:
+            crc.extend(crc_of(name), info.end - info.begin)
     if str(crc.value) != header.metadata[CRC_KEY]:
         said = reading.brief(header.metadata[CRC_KEY])
         raise reading.damaged(header.path, f"its tensors have CRC {crc.value}, its header says {said}")

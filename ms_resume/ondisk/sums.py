@@ -24,7 +24,6 @@ OfTensor = Callable[[str], Sequence[Sink]]
 """What takes the bytes of the tensor of that name."""
 
 PIECE = 1 << 20
-_ZEROS = bytes(PIECE)
 _own = threading.local()
 
 
@@ -92,7 +91,7 @@ def feed(file: BinaryIO, begin: int, length: int, sinks: Iterable[Sink]) -> int:
 
 
 class Crc:
-    """A CRC-32 that goes on."""
+    """A CRC-32 that goes on, also with bytes that another thread has summed up."""
 
     def __init__(self) -> None:
         self.value = 0
@@ -100,10 +99,38 @@ class Crc:
     def update(self, piece: memoryview | bytes) -> None:
         self.value = zlib.crc32(piece, self.value)
 
+    def extend(self, crc: int, length: int) -> None:
+        """With `length` bytes whose own CRC is `crc`."""
+        self.value = _times(_powers(length), self.value) ^ crc
+
     def update_zeros(self, count: int) -> None:
-        for _ in range(count // PIECE):
-            self.update(_ZEROS)
-        self.update(_ZEROS[: count % PIECE])
+        self.value = _times(_powers(count), self.value ^ _ONES) ^ _ONES
+
+
+# A CRC is the remainder of a polynomial over GF(2), lowest power in the highest bit: to put `n` bytes behind it
+# multiplies it by x to the 8n.
+_POLYNOMIAL, _ONES, _X_TO_0 = 0xEDB88320, 0xFFFFFFFF, 1 << 31
+
+
+def _times(one: int, other: int) -> int:
+    product = 0
+    for bit in range(31, -1, -1):
+        if one >> bit & 1:
+            product ^= other
+        other = other >> 1 ^ (_POLYNOMIAL if other & 1 else 0)
+    return product
+
+
+@lru_cache
+def _powers(length: int) -> int:
+    """x to the power of 8 times `length`."""
+    result, square = _X_TO_0, _X_TO_0 >> 8
+    while length:
+        if length & 1:
+            result = _times(result, square)
+        square = _times(square, square)
+        length >>= 1
+    return result
 
 
 _FLOATS = {"F16": (2, 10), "BF16": (2, 7), "F32": (4, 23), "F64": (8, 52)}

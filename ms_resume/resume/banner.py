@@ -26,6 +26,10 @@ class Story:
     anew: Sequence[str] = ()
     warnings: Sequence[str] = ()
     fresh_allowed: bool = False
+    weights: str = ""
+    """Where weights came from, if not from `source`; `placed` are the lines that say what was taken."""
+
+    placed: Sequence[str] = ()
     seconds: float = 0.0
     bytes: int = 0
 
@@ -41,6 +45,7 @@ def _lines(story: Story) -> list[str]:
     if story.restored:
         rate = f" ({story.bytes / 2**20:.1f} MiB in {story.seconds:.2f} s)" if story.bytes else ""
         lines.append(f"  restored and verified{rate}: {', '.join(story.restored)}")
+    lines += [f"  {line}" for line in story.placed]
     if story.anew:
         lines.append(f"  starts anew, the checkpoint has nothing for it: {', '.join(story.anew)}")
     lines += [f"  warning: {warning}" for warning in story.warnings]
@@ -48,6 +53,8 @@ def _lines(story: Story) -> list[str]:
 
 
 def _headline(story: Story) -> str:
+    if story.source is None and story.weights:
+        return f"ms_resume: WARM START from {story.weights}"
     if story.source is None:
         why = "a fresh start was allowed" if story.fresh_allowed else "nothing here was ever a whole checkpoint"
         return f"ms_resume: FRESH START: {why}"

@@ -22,12 +22,15 @@ from ms_resume.errors import UsageError
 from ms_resume.framework import group as groups
 from ms_resume.framework import nets, version
 from ms_resume.framework.group import Group
+from ms_resume.load import doubt
+from ms_resume.load.match import Gaps
 from ms_resume.ownership import Heartbeat
 from ms_resume.records import Position, Writer
-from ms_resume.resume import agree, banner, disks, fingerprint, session
+from ms_resume.resume import agree, banner, disks, fingerprint, session, warm_start
 from ms_resume.resume.saver import Saver
 from ms_resume.resume.schedule import Schedule, Wishes
 from ms_resume.resume.session import Job, Loaded, Request
+from ms_resume.resume.warm_start import NameMap, Plan, Warmed
 from ms_resume.settings import Settings, from_environment
 from ms_resume.state import Component
 
@@ -106,6 +109,9 @@ class Checkpointer:
         allow_fresh_start: bool = False,
         take_over: bool = False,
         allow_missing: Sequence[str] = (),
+        override: Mapping[str, str] | None = None,
+        weights_from: str | Path | None = None,
+        name_map: NameMap | None = None,
     ) -> Position:
         """Restores everything from the newest whole checkpoint, or begins a fresh run, and takes the directory over.
 
@@ -119,6 +125,12 @@ class Checkpointer:
             allow_fresh_start: Begin anew in a directory that holds checkpoints; they stay, abandoned.
             take_over: Start although another job seems to own the directory; that one stops at its next save.
             allow_missing: Components that may start anew when the checkpoint has nothing for them.
+            override: What counts, `checkpoint` or `config`, where both say something of the optimizer and not the
+                same, by key: `{"learning_rate": "config"}`. A key without a difference is no error: after the next
+                save there is none.
+            weights_from: Policy weights to put in the place of the checkpoint's, as `warm_start` finds them; all else
+                is the checkpoint's. Looked at before anything is changed.
+            name_map: For these weights, as in `warm_start`.
 
         Returns:
             The position to go on from: run (epoch, step) next.
@@ -126,8 +138,6 @@ class Checkpointer:
         Raises:
             MsResumeError: The same on all ranks; each kind says what it leaves. Nothing saved is changed.
         """
-        if self._writer is not None:
-            raise UsageError("the Checkpointer was started already", hint="make a new one for another start")
         from_dir = Path(source).resolve() if source else self._job.save
         request = Request(
             resume=resume,
@@ -137,16 +147,96 @@ class Checkpointer:
             allow_fresh_start=allow_fresh_start,
             take_over=take_over,
             allow_missing=frozenset(allow_missing),
+            override=dict(override or {}),
+            weights="" if weights_from is None else session.INSTEAD,
         )
+        return self._begin(request, Plan(Path(weights_from), name_map=name_map) if weights_from is not None else None)
+
+    def warm_start(
+        self,
+        weights: str | Path,
+        *,
+        position: Position | None = None,
+        optimizer_from: str | Path | None = None,
+        ref: bool = False,
+        name_map: NameMap | None = None,
+        allow_missing: Sequence[str] = (),
+        allow_unexpected: Sequence[str] = (),
+        widen: bool = False,
+        narrow: Mapping[str, str] | None = None,
+        allow_world_size: str = "",
+        override: Mapping[str, str] | None = None,
+        resume: bool = False,
+        allow_fresh_start: bool = False,
+        take_over: bool = False,
+    ) -> Position:
+        """Begins a new run from weights that lie somewhere, instead of `start`. Called as that is.
+
+        Optimizer, position, and random state are as the trainer built them. docs/warm_start.md says what is read.
+
+        Args:
+            weights: A save directory of ours or of MindRLHF (its newest position with a whole policy),
+                `<save>/commits/E_S`, a directory of MindFormers, MindSpeed or Hugging Face, a `.ckpt` or
+                `.safetensors` file.
+            position: Of a directory exactly this one.
+            optimizer_from: Where moments and step counters come from; the weights in that file are not taken, nor is
+                what the configuration says anew, such as a constant learning rate.
+            ref: Whether the reference gets the same weights.
+            name_map: Gives what is in the file the names of the policy, and of the reference: anything with
+                `apply(source, role)`. Not applied to the optimizer's state.
+            allow_missing: Tensors of the nets, by name or pattern, that keep their values when the file has none.
+            allow_unexpected: Tensors in the file, by name or pattern, that no net wants.
+            widen: Whether a narrower dtype in the file is taken where no value is lost: BF16 for F32.
+            narrow: By name or pattern, the dtype to round to: `{"*": "BF16"}`.
+            allow_world_size: `data_parallel` where another number of ranks saved, which were replicas.
+            override: As in `start`, for `optimizer_from`; there the configuration's counts where nothing is said.
+            resume: Go on from the newest whole checkpoint of the save directory where there is one; then no weights
+                are loaded. What a job needs that is started again by itself.
+            allow_fresh_start, take_over: As in `start`.
+
+        Returns:
+            (0, 0), or the position that was resumed.
+
+        Raises:
+            MsResumeError: The same on all ranks. After `Damaged` the nets may hold a part of the weights.
+        """
+        plan = Plan(
+            Path(weights),
+            position=position,
+            optimizer=Path(optimizer_from) if optimizer_from is not None else None,
+            ref=ref,
+            name_map=name_map,
+            gaps=Gaps(tuple(allow_missing), tuple(allow_unexpected), widen, dict(narrow or {})),
+            allow_world_size=allow_world_size,
+            override=dict(override or {}),
+        )
+        request = Request(
+            resume=resume,
+            source=self._job.save,
+            allow_fresh_start=allow_fresh_start,
+            take_over=take_over,
+            override=dict(override or {}),
+            weights=session.FRESH,
+        )
+        return self._begin(request, plan)
+
+    def _begin(self, request: Request, plan: Plan | None) -> Position:
+        if self._writer is not None:
+            raise UsageError("the Checkpointer was started already", hint="make a new one for another start")
         if self._job.settings.storage == "local":
             self._job = replace(self._job, disk=disks.find(self._job.group, self._job.save))
         after = session.prepare(self._job, request)
+        ready = warm_start.ready(self._job, plan) if plan and request.weights == session.INSTEAD else None
         loaded = session.load_newest(self._job, request)
+        is_new = loaded.choice.position is None
+        if plan and is_new and ready is None:
+            ready = warm_start.ready(self._job, plan)
+        placed = warm_start.place(self._job, ready, is_new=is_new) if ready else None
         saver, _ = agree.together(self._job.group, lambda: Saver(self._job, self._say))
         self._writer, self._heartbeat = session.open_attempt(self._job, loaded, after)
         saver.ready(self._writer, session.previous_vote(self._job, loaded))
         self._saver = saver
-        self._take(loaded, request, self._writer, saver)
+        self._take(loaded, request, self._writer, saver, placed)
         return self.position
 
     def steps(self, epochs: int, *, save_every: int, behind: bool = False) -> Iterator[tuple[int, int]]:
@@ -186,9 +276,11 @@ class Checkpointer:
         (`Settings.when_busy`).
 
         Raises:
+            Damaged: A load into these nets has failed, and none succeeded since.
             MsResumeError: Of the save before this one; see `save`.
         """
         saver, position = self._started(), Position(epoch, step)
+        doubt.refuse(self._job.roles)
         if position in (Position(0, 0), self._standing):
             return False
         if epoch < 0 or not 0 <= step < self._job.steps_per_epoch:
@@ -230,6 +322,7 @@ class Checkpointer:
             UsageError: They have changed already; what was being saved does not count.
             MsResumeError: The save failed; see `save`.
         """
+        doubt.refuse(self._job.roles)
         self._started().fence()
 
     def wait(self) -> write.Saved | None:
@@ -264,12 +357,12 @@ class Checkpointer:
                 self._saver.close()
             self._stop_heartbeat()  # the other ranks may be gone: waiting for them would hide the error
 
-    def _take(self, loaded: Loaded, request: Request, writer: Writer, saver: Saver) -> None:
+    def _take(self, loaded: Loaded, request: Request, writer: Writer, saver: Saver, placed: Warmed | None) -> None:
         self.position = loaded.position
         self._origin = loaded.position if loaded.choice.position else None
         if loaded.choice.save == self._job.save:
             self._standing = loaded.position
-        self._tell(banner.text(_story(self._job, request, writer, loaded)))
+        self._tell(banner.text(_story(self._job, request, writer, loaded, placed)))
         saver.meet()
         saver.tidy()  # a disk that is full at the start gets room here: a save comes before its retention
 
@@ -296,7 +389,7 @@ def _by_name(components: Sequence[Component]) -> dict[str, Component]:
     return named
 
 
-def _story(job: Job, request: Request, writer: Writer, loaded: Loaded) -> banner.Story:
+def _story(job: Job, request: Request, writer: Writer, loaded: Loaded, placed: Warmed | None) -> banner.Story:
     chosen = loaded.choice
     return banner.Story(
         save=job.save,
@@ -312,4 +405,6 @@ def _story(job: Job, request: Request, writer: Writer, loaded: Loaded) -> banner
         fresh_allowed=request.allow_fresh_start,
         seconds=loaded.seconds,
         bytes=loaded.bytes,
+        weights=placed.place if placed else "",
+        placed=placed.lines if placed else (),
     )

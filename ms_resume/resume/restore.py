@@ -9,7 +9,7 @@ from typing import Any
 
 from ms_resume import load
 from ms_resume.errors import LayoutMismatch, NamesMismatch
-from ms_resume.load.source import Source
+from ms_resume.load.source import Readable
 from ms_resume.records import Position, Vote
 from ms_resume.resume.components.randomness import Randomness
 from ms_resume.state import Component, Tensors, unpack
@@ -54,7 +54,7 @@ class Settled:
 def settle(
     roles: Mapping[str, Tensors],
     components: Mapping[str, Component],
-    sources: Mapping[str, Source],
+    sources: Mapping[str, Readable],
     vote: Vote | None,
     allow_missing: frozenset[str],
 ) -> Settled:

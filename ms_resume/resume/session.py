@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ms_resume import commit, layouts, load, locate, ownership, removal, retention
+from ms_resume import commit, layouts, load, locate, ownership, progress, removal, retention
 from ms_resume.errors import (
     Damaged,
     DirectoryInUse,
@@ -25,11 +26,13 @@ from ms_resume.errors import (
 from ms_resume.framework import nets
 from ms_resume.framework.group import Group
 from ms_resume.layouts import survey
-from ms_resume.load.source import Source
+from ms_resume.load import doubt, overrides
+from ms_resume.load.source import Readable, Source
 from ms_resume.ondisk import atomic, attempts, names
 from ms_resume.ownership import Heartbeat
+from ms_resume.progress import Progress
 from ms_resume.records import Attempt, Origin, Position, Rejection, Vote, Writer
-from ms_resume.resume import agree, choice, restore
+from ms_resume.resume import agree, choice, decisions, restore
 from ms_resume.resume.choice import Choice, Mine
 from ms_resume.resume.disks import Disk
 from ms_resume.settings import Settings
@@ -50,6 +53,9 @@ class Job:
     disk: Disk
 
 
+FRESH, INSTEAD = "a warm start", "in the place of the checkpoint's"
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """How this start was asked for."""
@@ -61,6 +67,9 @@ class Request:
     allow_fresh_start: bool = False
     take_over: bool = False
     allow_missing: frozenset[str] = frozenset()
+    override: Mapping[str, str] = field(default_factory=dict)
+    weights: str = ""
+    """What weights from elsewhere are for: `FRESH`, a start without a checkpoint, or `INSTEAD` of a checkpoint's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,13 +117,13 @@ def load_newest(job: Job, request: Request) -> Loaded:
     Raises:
         NothingToResume: There is none, but there was, or too many were damaged.
     """
-    if not request.resume:
-        return Loaded(Choice(request.source, None), Position(0, 0), anew=tuple(job.components))
+    if not request.resume or (request.weights == FRESH and not _is_there(job, request)):
+        return _fresh(job, Choice(request.source, None))
     excluded: list[Rejection] = []
     while True:
         chosen = _choose(job, request, excluded)
         if chosen.position is None:
-            return Loaded(chosen, Position(0, 0), anew=tuple(job.components))
+            return _fresh(job, chosen)
         try:
             return _load(job, request, chosen)
         except Damaged as error:
@@ -129,6 +138,18 @@ def load_newest(job: Job, request: Request) -> Loaded:
                     f"max_rollback: look with `ms-resume verify --all --deep`, or set MS_RESUME_MAX_ROLLBACK"
                 )
                 raise
+
+
+def _is_there(job: Job, request: Request) -> bool:
+    """Whether there is a directory to resume from: a warm start's own is made by its first attempt."""
+    _, there = agree.together(job.group, request.source.exists, lambda found: found)
+    return any(there)
+
+
+def _fresh(job: Job, chosen: Choice) -> Loaded:
+    """Nothing is loaded; refused on all ranks where a role of one still holds what could not be loaded before."""
+    agree.together(job.group, lambda: doubt.refuse(job.roles))
+    return Loaded(chosen, Position(0, 0), anew=tuple(job.components))
 
 
 def open_attempt(job: Job, loaded: Loaded, after: int) -> tuple[Writer, Heartbeat | None]:
@@ -181,16 +202,22 @@ def _asked(job: Job, request: Request) -> dict[str, Any]:
             f"start at position {request.position} without resume: a fresh start has no position to go on from",
             hint="start(resume=True, position=...), or leave the position out",
         )
+    if request.weights == INSTEAD and not request.resume:
+        raise UsageError("weights_from without resume: nothing else is loaded", hint="that is warm_start(PATH)")
+    overrides.check(request.override)
     return {
         "resume (--resume_training)": request.resume,
         "position": str(request.position) if request.position else None,
         "allow_fresh_start": request.allow_fresh_start,
         "take_over": request.take_over,
         "allow_missing": sorted(request.allow_missing),
+        "override": dict(request.override),
+        "weights from elsewhere": request.weights,
         "steps_per_epoch": job.steps_per_epoch,
         "the parallel strategy": job.about["parallel"],
         "max_rollback (MS_RESUME_MAX_ROLLBACK)": job.settings.max_rollback,
         "storage (MS_RESUME_STORAGE)": job.settings.storage,
+        "staged_load (MS_RESUME_STAGED_LOAD)": job.settings.staged_load,
     }
 
 
@@ -273,18 +300,21 @@ def _load(job: Job, request: Request, chosen: Choice) -> Loaded:
     _check_world_size(chosen, job.group.world_size)
     mine = choice.confirm(job.group, chosen, job.settings.visibility_timeout_s)
     sources, _ = agree.together(job.group, lambda: _open(job, mine))
+    decided, _ = agree.together(
+        job.group, lambda: decisions.decide(sources, job.roles, job.about, mine.vote, request.override)
+    )
     settled, _ = agree.together(
         job.group,
-        lambda: restore.settle(job.roles, job.components, sources, mine.vote, request.allow_missing),
+        lambda: restore.settle(decided.live, job.components, decided.sources, mine.vote, request.allow_missing),
     )
     assert chosen.position is not None  # checked by the caller
     position = chosen.position if mine.vote else chosen.position.normal(job.steps_per_epoch)
     agree.together(job.group, lambda: restore.check_parallel(job.about, mine.vote))
     agree.together(job.group, lambda: restore.check_steps(position, job.steps_per_epoch, mine.vote))
-    agree.together(job.group, lambda: load.place(sources, job.roles))
-    agree.together(job.group, lambda: settled.apply(position))
+    place(job, f"loading {position}", decided.sources, decided.live, lambda: settled.apply(position))
     warnings = (
         *chosen.warnings,
+        *decided.said,
         *restore.unclaimed(mine.files, job.roles, settled),
         *restore.differences(job.about, mine.vote),
     )
@@ -298,6 +328,31 @@ def _load(job: Job, request: Request, chosen: Choice) -> Loaded:
         bytes=sum(source.bytes for source in sources.values()),
         seconds=time.monotonic() - began,
     )
+
+
+def place(
+    job: Job,
+    what: str,
+    sources: Mapping[str, Readable],
+    live: Mapping[str, Tensors],
+    then: Callable[[], None] = lambda: None,
+) -> None:
+    """Places what is settled, on all ranks, with a bar on rank 0; `then` belongs to it. The nets are in doubt until all
+    ranks are done, also where only another one fails."""
+    ready = sources
+    with _shown(job, what, sources, live) as tell:
+        if job.settings.staged_load:
+            ready, _ = agree.together(job.group, lambda: load.stage(sources, live, tell))
+            tell = None
+        with doubt.until_whole({role: job.roles[role] for role in live}):
+            agree.together(job.group, lambda: load.place(ready, live, tell))
+            agree.together(job.group, then)
+
+
+def _shown(
+    job: Job, what: str, sources: Mapping[str, Readable], live: Mapping[str, Tensors]
+) -> AbstractContextManager[Progress | None]:
+    return progress.shown(what, load.size_of(sources, live)) if job.group.rank == 0 else nullcontext()
 
 
 def _check_world_size(chosen: Choice, world_size: int) -> None:

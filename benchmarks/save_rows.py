@@ -10,7 +10,7 @@ import contextlib
 import mmap
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -118,7 +118,7 @@ def _raw(directory: Path, state: State) -> Iterator[tuple[Save, Finish]]:
 
 
 @contextlib.contextmanager
-def checkpointing(save: Path, state: State, **settings: Any) -> Iterator[Any]:
+def checkpointing(save: Path, state: State, *, resume: bool = False, **settings: Any) -> Iterator[Any]:
     """A `Checkpointer` of one rank, started."""
     import ms_resume
     from ms_resume.framework.group import Solo
@@ -133,7 +133,7 @@ def checkpointing(save: Path, state: State, **settings: Any) -> Iterator[Any]:
         group=Solo(),
         say=lambda text: None,
     ) as checkpointer:
-        checkpointer.start(resume=False)
+        checkpointer.start(resume=resume)
         yield checkpointer
 
 
@@ -172,19 +172,28 @@ def _tool(prepare: Callable[[State], Any], save: Callable[[Path, Any], object], 
     return make
 
 
-def _torch(state: State) -> Any:
+def in_torch(arrays: Mapping[str, np.ndarray]) -> Any:
+    """Tensors over the same memory."""
     import torch
 
-    return {name: torch.from_numpy(array) for name, array in state.once.items()}
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+
+def in_mindspore(arrays: Mapping[str, np.ndarray]) -> Any:
+    import mindspore as ms
+
+    return {name: ms.Parameter(ms.Tensor(array), name=name) for name, array in arrays.items()}
+
+
+def _torch(state: State) -> Any:
+    return in_torch(state.once)
 
 
 def _parameters(state: State) -> Any:
-    import mindspore as ms
-
-    return {name: ms.Parameter(ms.Tensor(array), name=name) for name, array in state.once.items()}
+    return in_mindspore(state.once)
 
 
-def _mindspore_save(path: Path, held: Any, *, ending: str, **options: Any) -> None:
+def mindspore_save(path: Path, held: Any, *, ending: str, **options: Any) -> None:
     import mindspore as ms
 
     ms.save_checkpoint(held, f"{path}.{ending}", format=ending, **options)
@@ -243,7 +252,7 @@ def _orbax(directory: Path, state: State) -> Iterator[tuple[Save, Finish]]:
 
 def rows() -> list[Row]:
     torch, snapshot, mindspore = ("torch",), ("torch", "torchsnapshot"), ("mindspore",)
-    ckpt = partial(_mindspore_save, ending="ckpt")
+    ckpt = partial(mindspore_save, ending="ckpt")
     return [
         Row("memcpy", (), _copying),
         Row("raw direct write + fsync", (), _raw),
@@ -253,11 +262,11 @@ def rows() -> list[Row]:
         Row("ms_resume, behind a rollout", (), partial(_ours, how="behind"), durable=False, synced=True),
         Row("MindSpore .ckpt", mindspore, _tool(_parameters, ckpt)),
         Row("MindSpore .ckpt, CRC", mindspore, _tool(_parameters, partial(ckpt, crc_check=True))),
-        Row("MindSpore safetensors", mindspore, _tool(_parameters, partial(_mindspore_save, ending="safetensors"))),
+        Row("MindSpore safetensors", mindspore, _tool(_parameters, partial(mindspore_save, ending="safetensors"))),
         Row(
             "MindSpore safetensors, async",
             mindspore,
-            _tool(_parameters, partial(_mindspore_save, ending="safetensors", async_save="thread"), _mindspore_wait),
+            _tool(_parameters, partial(mindspore_save, ending="safetensors", async_save="thread"), _mindspore_wait),
         ),
         Row("safetensors save_file", ("safetensors",), _tool(lambda state: state.once, _safetensors)),
         Row("torch DCP", torch, _tool(_torch, _dcp)),
