@@ -16,7 +16,7 @@ from concurrent.futures import Future
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import xxhash
 
@@ -104,15 +104,17 @@ def header_as_voted(path: Path, expected: Payload) -> payload.Header:
     Raises:
         Damaged: Header and vote disagree, or the position is not the same in name, header, and tensors.
     """
-    header = payload.read_header(path)
-    if header.mark is None:
-        raise Damaged(f"{path}: has no ms_resume mark, the vote names it as ours", path=str(path))
-    if header.digest != expected.digest:
-        raise Damaged(f"{path}: its header has digest {header.digest}, the vote says {expected.digest}", path=str(path))
-    if (header.mark.attempt, header.mark.role) != (expected.attempt, expected.role):
-        said = f"{header.mark.role} of attempt {header.mark.attempt}"
-        raise Damaged(f"{path}: is the {said}, the vote says {expected.role} of {expected.attempt}", path=str(path))
-    _check_positions(header)
+    with reading.opened(path) as file:
+        header = payload.parse_header(path, file)
+        if header.mark is None:
+            raise Damaged(f"{path}: has no ms_resume mark, the vote names it as ours", path=str(path))
+        if header.digest != expected.digest:
+            said = f"its header has digest {header.digest}, the vote says {expected.digest}"
+            raise Damaged(f"{path}: {said}", path=str(path))
+        if (header.mark.attempt, header.mark.role) != (expected.attempt, expected.role):
+            said = f"{header.mark.role} of attempt {header.mark.attempt}"
+            raise Damaged(f"{path}: is the {said}, the vote says {expected.role} of {expected.attempt}", path=str(path))
+        _check_positions(file, header, header.mark)
     return header
 
 
@@ -123,13 +125,11 @@ def _named(checkpoint: Checkpoint, file: Found) -> Payload:
     return named
 
 
-def _check_positions(header: payload.Header) -> None:
+def _check_positions(file: BinaryIO, header: payload.Header, mark: payload.Mark) -> None:
     """Name, header, and 0-d tensors must say one position; the message gives all of them."""
-    assert header.mark is not None
-    from_name = names_position(header.path)
-    said = {"name": from_name, "header": str(header.mark.position)}
-    if header.mark.role == "policy":
-        said["tensors"] = str(mindrlhf.position_inside(header))
+    said = {"name": names_position(header.path), "header": str(mark.position)}
+    if mark.role == "policy":
+        said["tensors"] = str(mindrlhf.position_in(file, header))
     if len(set(said.values())) > 1:
         listed = ", ".join(f"{where} {position}" for where, position in said.items())
         raise Damaged(f"{header.path}: its positions differ: {listed}", path=str(header.path))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 from ms_resume.errors import Damaged
 from ms_resume.layouts.survey import MOST_LISTED, Survey
@@ -80,7 +81,12 @@ def position_inside(source: Source) -> Position:
     if isinstance(source, ckpt.Contents):
         return _position(source, lambda name: ckpt.read_tensor(source, name))
     with reading.opened(source.path) as file:
-        return _position(source, lambda name: payload.read_tensor(file, source, name))
+        return position_in(file, source)
+
+
+def position_in(file: BinaryIO, header: payload.Header) -> Position:
+    """The same of a safetensors file that is open."""
+    return _position(header, lambda name: payload.read_tensor(file, header, name))
 
 
 def _position(source: Source, data: Callable[[str], memoryview]) -> Position:

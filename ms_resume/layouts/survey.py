@@ -102,6 +102,7 @@ class Survey:
         return sorted(self.voted.union(self.payloads.below(self.save)), key=age, reverse=True)
 
 
+@abreast.uncollected()
 def take(save: Path, ref_dir: Path | None = None, steps_per_epoch: int | None = None) -> Survey:
     """Lists `save`.
 
@@ -151,7 +152,7 @@ def _held(
     held = {}
     for place, ends in zip(places, abreast.each(ends_of, places, save), strict=True):
         if ends not in shared:
-            shared[ends] = {p: end for end in sorted(ends) if (p := names.parse_payload_end(*place, end))}
+            shared[ends] = {p: end for end in sorted(ends) if (p := names.parse_payload_end(end))}
         held[place] = shared[ends]
     return held
 
