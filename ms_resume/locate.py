@@ -91,10 +91,11 @@ def named(surveyed: Survey, wanted: Position) -> Position:
     Raises:
         NothingToResume: There is no such position; the message lists those that are there.
     """
-    there = surveyed.positions
-    meant = [position for position in there if position.normal(surveyed.steps_per_epoch) == wanted]
-    if wanted in there or meant:
-        return wanted if wanted in there else meant[0]
+    known = surveyed.positions
+    meant = [position for position in known if position.normal(surveyed.steps_per_epoch) == wanted]
+    if wanted in known or meant:
+        return wanted if wanted in known else meant[0]
+    there = SaveDirectory(surveyed).positions  # without those that retention has deleted
     listed = ", ".join(map(str, there[:8])) + (", ..." if len(there) > 8 else "")
     held = f"there are {listed}" if there else "there is none"
     raise NothingToResume(f"{surveyed.save}: no position {wanted}, {held}", hint=_LOOK)

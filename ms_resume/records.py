@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -174,7 +175,7 @@ class Found:
         return {"rank": self.rank, "role": self.role, "path": str(self.path)}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Checkpoint:
     """A position that is whole: every rank, every role. `votes` are by rank, on a node's own disk those that
     lie there; none of a foreign layout."""
@@ -190,7 +191,14 @@ class Checkpoint:
 
     def of_rank(self, rank: int) -> dict[str, Path]:
         """Role to path of one rank."""
-        return {found.role: found.path for found in self.files if found.rank == rank}
+        return {found.role: found.path for found in self._by_rank.get(rank, ())}
+
+    @cached_property
+    def _by_rank(self) -> dict[int, list[Found]]:
+        by_rank: dict[int, list[Found]] = {}
+        for found in self.files:
+            by_rank.setdefault(found.rank, []).append(found)
+        return by_rank
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ms_resume.errors import Damaged, DiskError
-from ms_resume.ondisk import atomic, attempts, names, payload, votes
+from ms_resume.ondisk import atomic, attempts, names, payload, reading, votes
 from ms_resume.ondisk.attempts import Line
 from ms_resume.ownership import assert_owner
 from ms_resume.records import Position, Writer, ordinal_of
@@ -78,8 +78,9 @@ def sweep(writer: Writer) -> int:
             assert_owner(writer)
             atomic.remove(found.path)
             removed += 1
-    for directory in names.commits(writer.save).glob(".*.retired") if writer.leads else ():
-        atomic.remove_dir_if_empty(directory)
+    for name in _listed(names.commits(writer.save)) if writer.leads else ():
+        if names.parse_retired(name):
+            atomic.remove_dir_if_empty(names.commits(writer.save) / name)
     return removed
 
 
@@ -128,14 +129,43 @@ def _not_older(path: Path, author: str) -> bool:
 
 
 def _asides(save: Path, rank: int | None = None) -> Iterator[_Aside]:
-    """Of one rank or all: files taken singly, and votes whose directory was taken."""
-    which = "*" if rank is None else rank
-    for path in (*save.glob(f"*/rank_{which}/.*.retired"), *save.glob(f"commits/*/.rank_{which}.json.*.retired")):
-        if parsed := names.parse_retired(path.name):
-            yield _Aside(path, _home(path.parent) / parsed[0])
-    for path in save.glob(f"commits/.*.retired/rank_{which}.json"):
-        if names.parse_retired(path.parent.name):
-            yield _Aside(path, _home(path.parent) / path.name)
+    """Of one rank or all: files taken singly, payloads before votes, and votes whose directory was taken."""
+    commits = [names.commits(save) / name for name in _listed(names.commits(save))]
+    for directory in (*_rank_dirs(save, rank), *commits):
+        for name in _listed(directory):
+            parsed = names.parse_retired(name)
+            if parsed and (directory not in commits or _is_vote(parsed[0], rank)):
+                yield _Aside(directory / name, _home(directory) / parsed[0])
+    for directory in filter(_was_taken, commits):
+        for name in _listed(directory):
+            if _is_vote(name, rank):
+                yield _Aside(directory / name, _home(directory) / name)
+
+
+def _rank_dirs(save: Path, rank: int | None) -> Iterator[Path]:
+    for role, directory in names.DIRECTORIES.items():
+        if rank is None:
+            found = _listed(save / directory)
+            yield from (save / directory / name for name in found if names.parse_rank_dir(name) is not None)
+        elif not (save / directory).is_symlink():
+            yield names.rank_dir(save, role, rank)
+
+
+def _listed(directory: Path) -> list[str]:
+    """Nothing behind a symbolic link: it may lead to another job's directory."""
+    try:
+        return list(reading.listed(directory))
+    except (Damaged, PermissionError):
+        return []
+
+
+def _is_vote(name: str, rank: int | None) -> bool:
+    found = names.parse_vote(name)
+    return found is not None and rank in (None, found)
+
+
+def _was_taken(directory: Path) -> bool:
+    return names.parse_retired(directory.name) is not None
 
 
 def _home(directory: Path) -> Path:

@@ -271,7 +271,7 @@ def _named_by_votes(writer: Writer, without: Collection[Position] = ()) -> set[s
 def _files_of(vote: Path) -> dict[str, Payload]:
     try:
         return {file.path: file for file in votes.read(vote).files}
-    except (FileNotFoundError, Damaged):
+    except (FileNotFoundError, NotADirectoryError, Damaged):
         return {}
 
 

@@ -16,7 +16,7 @@ from concurrent.futures import Future
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import xxhash
 
@@ -28,6 +28,9 @@ from ms_resume.records import Checkpoint, Found, Payload, Rejection
 
 _NO_WEIGHTS = frozenset((*mindrlhf.POSITION_TENSORS, "global_step"))
 """What policy and optimizer files hold beside their tensors, and a reference does not."""
+
+_COMPARED = ("policy", "optimizer")
+"""Both hold the weights."""
 
 _BATCH_BYTES = 8 << 20
 """Of tensors of one file, which one thread reads one after the other."""
@@ -104,15 +107,17 @@ def header_as_voted(path: Path, expected: Payload) -> payload.Header:
     Raises:
         Damaged: Header and vote disagree, or the position is not the same in name, header, and tensors.
     """
-    header = payload.read_header(path)
-    if header.mark is None:
-        raise Damaged(f"{path}: has no ms_resume mark, the vote names it as ours", path=str(path))
-    if header.digest != expected.digest:
-        raise Damaged(f"{path}: its header has digest {header.digest}, the vote says {expected.digest}", path=str(path))
-    if (header.mark.attempt, header.mark.role) != (expected.attempt, expected.role):
-        said = f"{header.mark.role} of attempt {header.mark.attempt}"
-        raise Damaged(f"{path}: is the {said}, the vote says {expected.role} of {expected.attempt}", path=str(path))
-    _check_positions(header)
+    with reading.opened(path) as file:
+        header = payload.parse_header(path, file)
+        if header.mark is None:
+            raise Damaged(f"{path}: has no ms_resume mark, the vote names it as ours", path=str(path))
+        if header.digest != expected.digest:
+            said = f"its header has digest {header.digest}, the vote says {expected.digest}"
+            raise Damaged(f"{path}: {said}", path=str(path))
+        if (header.mark.attempt, header.mark.role) != (expected.attempt, expected.role):
+            said = f"{header.mark.role} of attempt {header.mark.attempt}"
+            raise Damaged(f"{path}: is the {said}, the vote says {expected.role} of {expected.attempt}", path=str(path))
+        _check_positions(file, header, header.mark)
     return header
 
 
@@ -123,13 +128,11 @@ def _named(checkpoint: Checkpoint, file: Found) -> Payload:
     return named
 
 
-def _check_positions(header: payload.Header) -> None:
+def _check_positions(file: BinaryIO, header: payload.Header, mark: payload.Mark) -> None:
     """Name, header, and 0-d tensors must say one position; the message gives all of them."""
-    assert header.mark is not None
-    from_name = names_position(header.path)
-    said = {"name": from_name, "header": str(header.mark.position)}
-    if header.mark.role == "policy":
-        said["tensors"] = str(mindrlhf.position_inside(header))
+    said = {"name": names_position(header.path), "header": str(mark.position)}
+    if mark.role == "policy":
+        said["tensors"] = str(mindrlhf.position_in(file, header))
     if len(set(said.values())) > 1:
         listed = ", ".join(f"{where} {position}" for where, position in said.items())
         raise Damaged(f"{header.path}: its positions differ: {listed}", path=str(header.path))
@@ -162,13 +165,15 @@ def _failure(file: Found, work: Callable[..., object], *arguments: Any) -> list[
 
 @dataclass(frozen=True, slots=True)
 class _Reading:
-    """One payload while threads read it, and what they sum up of its tensors, by name."""
+    """One payload while threads read it, and what they sum up of its tensors, by name: `digests` of each by itself,
+    `running` where the file is read in one go."""
 
     file: Found
     finite: bool
     damage: list[Finding] = field(default_factory=list)
     parts: list[Future[list[Finding]]] = field(default_factory=list)
-    digests: dict[str, Any] = field(default_factory=dict)
+    digests: dict[str, str] = field(default_factory=dict)
+    running: dict[str, Any] = field(default_factory=dict)
     counts: dict[str, sums.NotFinite] = field(default_factory=dict)
 
     def findings(self) -> list[Finding]:
@@ -176,9 +181,14 @@ class _Reading:
         damage = dict.fromkeys([*self.damage, *(finding for part in self.parts for finding in part.result())])
         return [*damage] or [_not_finite(self.file, *counted) for counted in self.counts.items() if counted[1].found]
 
-    def sinks(self, name: str, dtype: str) -> list[sums.Sink]:
+    def all_digests(self) -> dict[str, str]:
+        return {**self.digests, **{name: digest.hexdigest() for name, digest in self.running.items()}}
+
+    def sinks(self, name: str, dtype: str, *, digest: bool) -> list[sums.Sink]:
         """The same ones each time: a large tensor lies in several pieces."""
-        found: list[sums.Sink] = [self.digests.setdefault(name, xxhash.xxh3_128()).update]
+        found: list[sums.Sink] = []
+        if digest:
+            found.append(self.running.setdefault(name, xxhash.xxh3_128()).update)
         if self.finite and sums.is_float(dtype):
             found.append(self.counts.setdefault(name, sums.NotFinite(dtype)).update)
         return found
@@ -205,24 +215,25 @@ class _Reader:
         yield from under_way
 
     def _begin(self, begun: _Reading) -> None:
-        source = _open(self.checkpoint, begun.file)
+        source, file = _open(self.checkpoint, begun.file), begun.file
         each = [self.threads.check, lambda piece: self.tell(len(piece))]
+        compared = not self.checkpoint.votes and file.role in _COMPARED
 
-        def sinks(name: str) -> list[sums.Sink]:
-            return [*each, *begun.sinks(name, source.tensors[name].dtype)]
+        def sinks(name: str, digest: bool = compared) -> list[sums.Sink]:
+            return [*each, *begun.sinks(name, source.tensors[name].dtype, digest=digest)]
 
-        self.has_crc[begun.file] = (
-            source.has_crc if isinstance(source, ckpt.Contents) else payload.CRC_KEY in source.metadata
-        )
         if isinstance(source, ckpt.Contents):
-            expected = _named(self.checkpoint, begun.file) if self.checkpoint.votes else None
-            work = partial(_failure, begun.file, check_ckpt, source, expected, each, sinks)
+            self.has_crc[file] = source.has_crc
+            expected = _named(self.checkpoint, file) if self.checkpoint.votes else None
+            work = partial(_failure, file, check_ckpt, source, expected, each, sinks)
             begun.parts.append(self.threads.submit(work))
-        elif self.has_crc[begun.file]:
-            work = partial(_failure, begun.file, payload.check_crc, source, sinks)
+        elif payload.CRC_KEY in source.metadata:
+            self.has_crc[file] = True
+            work = partial(_failure, file, payload.check_crc, source, sinks)
             begun.parts.append(self.threads.submit(work))
         else:
-            work = partial(_check_tensors, begun.file, source, sinks)
+            self.has_crc[file] = False
+            work = partial(_check_tensors, begun, source, partial(sinks, digest=False))
             begun.parts.extend(self.threads.submit(work, names) for names in _batches(source))
 
 
@@ -238,16 +249,21 @@ def _batches(header: payload.Header) -> Iterator[list[str]]:
     yield batch
 
 
-def _check_tensors(file: Found, header: payload.Header, sinks: sums.OfTensor, names: Sequence[str]) -> list[Finding]:
+def _check_tensors(
+    begun: _Reading, header: payload.Header, sinks: sums.OfTensor, names: Sequence[str]
+) -> list[Finding]:
     """One damaged tensor does not hide the next."""
     found: list[Finding] = []
+
+    def check(opened: BinaryIO, name: str) -> None:
+        begun.digests[name] = payload.check_tensor(opened, header, name, sinks(name))
 
     def read() -> None:
         with reading.opened(header.path) as opened:
             for name in names:
-                found.extend(_failure(file, payload.check_tensor, opened, header, name, sinks(name)))
+                found.extend(_failure(begun.file, check, opened, name))
 
-    failed = _failure(file, read)
+    failed = _failure(begun.file, read)
     return [*found, *failed]
 
 
@@ -266,7 +282,8 @@ def check_ckpt(
         Damaged: The digest, or without a vote the CRC, does not hold.
     """
     digest, crc = xxhash.xxh3_128(), sums.Crc()
-    whole = [*each, digest.update if expected else crc.update]
+    summed = [digest.update] if expected else [crc.update] if contents.has_crc else []
+    whole = [*each, *summed]
     with reading.opened(contents.path) as file:
         ckpt.sum_up(file, contents, contents.file_bytes if expected else contents.records_end, whole, sinks)
     if expected and (found := digest.hexdigest()) != expected.digest:
@@ -291,8 +308,9 @@ def _not_finite(file: Found, name: str, count: sums.NotFinite) -> Finding:
 
 def _mixed_generations(optimizer: _Reading, policy: _Reading) -> Iterator[Finding]:
     """The first weight that is not the same in both files of a rank."""
-    for name in sorted(policy.digests.keys() & optimizer.digests.keys()):
-        if policy.digests[name].digest() != optimizer.digests[name].digest():
+    ours, theirs = optimizer.all_digests(), policy.all_digests()
+    for name in sorted(ours.keys() & theirs.keys()):
+        if ours[name] != theirs[name]:
             path = str(optimizer.file.path)
             differs = f"weight {name!r} differs from the policy file's"
             reason = f"{path}: {differs}: two generations mixed, or one of the files is damaged"

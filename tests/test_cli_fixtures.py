@@ -131,3 +131,16 @@ def _assert_files_of(called: Called, position: list[int], save: Path) -> None:
         for role in stock_trees.DIRECTORIES
     }
     assert (called.json["layout"], called.json["world_size"], called.json["attempt"]) == ("mindrlhf", 2, None)
+
+
+@pytest.mark.parametrize("command", ["ls", "locate", "verify"])
+def test_a_layout_that_is_not_there(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is not MindRLHF's names that are missing."""
+    stock_trees.f1(tmp_path / "save")
+    called = call(capsys, command, tmp_path / "save", "--layout", "mindspeed-ms")
+    told = call(capsys, command, tmp_path / "save", "--layout", "mindspeed-ms", "--json")
+
+    assert (called.code, told.code) == (10, 10)
+    assert f"{tmp_path / 'save'}: holds no mindspeed-ms checkpoint\n" in called.err
+    assert "leave --layout out" in told.json["hint"]
+    assert "policy_model" not in called.err

@@ -71,6 +71,17 @@ def test_the_example_in_the_help_is_real(save: Path, capsys: Capture, monkeypatc
     assert re.fullmatch(pattern, call(capsys, words[0], words[1], *words[2:]).out.strip("\n"))
 
 
+def test_a_file_with_the_name_of_a_vote_directory(save: Path, capsys: Capture) -> None:
+    """It holds no vote, and is no reason to keep what is to go."""
+    (save / "commits" / "0_7").touch()
+    (save / "commits" / "9_7").touch()
+    gone = [at for at, (_, goes, _) in plan(call(capsys, "prune", save, "--json")).items() if goes]
+    called = call(capsys, "prune", save, "--yes")
+
+    assert called.code == 0
+    assert not any((save / "commits" / at).is_dir() for at in gone)
+
+
 def test_yes_does_what_the_plan_says(save: Path, capsys: Capture) -> None:
     """The same rows; so many bytes are free; what stays is whole to its last byte, the old reference included."""
     before = payload_bytes(save)

@@ -225,14 +225,18 @@ def test_a_damaged_file(
 
 @pytest.mark.parametrize("with_crc", [True, False])
 def test_a_damaged_ckpt(tmp_path: Path, capsys: Capture, with_crc: bool) -> None:
-    """Its name tells the position; one that was cut has lost its CRC, one with other bytes has not."""
+    """Its name tells the position; one that was cut has lost its CRC, one with other bytes has not. What stands before
+    the damage is shown."""
     path = ckpt_file(tmp_path / "optimizer_rank_0-0_10.ckpt")
     content = path.read_bytes()
     path.write_bytes(b"\xff" + content[1:] if with_crc else content[:-40])
     called = call(capsys, "show", path, "--json")
+    told = call(capsys, "show", path).out
 
     assert (called.code, called.json["error"]) == (21, "Damaged")
     assert "does not parse to its end" in called.json["message"]
+    assert [tensor["name"] for tensor in called.json["tensors"]] == ([] if with_crc else ["w", "epoch_num"])
+    assert f"tensors   {0 if with_crc else 2} of {0 if with_crc else 32} B, as far as it can be read\n" in told
     assert (called.json["position"], called.json["role"], called.json["crc"]) == ([0, 10], "optimizer", with_crc)
 
 

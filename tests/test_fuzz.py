@@ -7,6 +7,7 @@ finds prints how to see it again and belongs into `test_hostile.py`.
 from __future__ import annotations
 
 import copy
+import io
 import json
 import os
 import shutil
@@ -20,7 +21,7 @@ import own_trees
 import pytest
 import safetensors
 import stock_trees
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from runs import tiny_run
 
@@ -167,7 +168,9 @@ def test_names(name: str) -> None:
         assert ordinal_of(parsed[1]) >= 0
         assert name == f".{parsed[0]}.{parsed[1]}" + name[name.rindex(".") :]
     names.parse_deleted_dir(name)
-    assert names.parse_payload_path(f"ref/rank_0/{name}", "state") is None
+    assert names.parse_payload_path(f"ref/rank_0/{name}", "state", 0) is None
+    if (at := names.parse_payload_path(f"ref/rank_7/{name}", "ref", 7)) is not None:
+        assert name in (f"ref_rank_7-{at}.ckpt", f"ref_rank_7-{at}.safetensors")
     assert not names.is_attempt(name) or len(name) > len(hex16)
 
 
@@ -216,6 +219,43 @@ def test_votes(content: bytes) -> None:
     assert all(names.stays_inside(file.path) and file.bytes >= 0 for file in vote.files)
 
 
+SEALED = seal.encode(VOTE)
+
+
+def sealed_anew(content: bytes) -> bytes:
+    """Whatever it says, with a digest that fits."""
+    body = content.rpartition(b',\n "digest": "')[0]
+    return body + b',\n "digest": "' + payload.digest_of(body).encode() + b'"\n}\n'
+
+
+NEAR_SEALED = st.one_of(
+    near_document(VOTE).map(seal.encode),
+    near_bytes(SEALED),
+    near_bytes(SEALED).map(sealed_anew),
+)
+
+
+@examples(400)
+@given(contents=st.lists(NEAR_SEALED, min_size=1, max_size=3))
+@example([SEALED, sealed_anew(SEALED.replace(b' "step": 5,', b' "step": 5,\n "step": 5,'))])
+@example([SEALED, sealed_anew(SEALED.replace(b' "step": 5,', b' "step": 5, "epoch": 1,'))])
+@example([SEALED, sealed_anew(SEALED.replace(b' "step": 5,', b' "step": 5,\n "digest": "x",'))])
+@example([SEALED, sealed_anew(SEALED.replace(b'  "tp": 2\n', b'  "tp": 2,\n "dp": 1\n'))])
+@example([SEALED, sealed_anew(SEALED.replace(b"{\n ", b"[\n "))])
+def test_documents_alike(contents: list[bytes]) -> None:
+    """One after the other they are read as each alone is."""
+    alike = seal.Alike()
+
+    def said(decode: Callable[[bytes], Any], content: bytes) -> str:
+        try:
+            return repr(decode(content))
+        except ValueError as error:
+            return f"ValueError: {error}"
+
+    for content in (*contents, SEALED):
+        assert said(alike.decode, content) == said(seal.decode, content)
+
+
 @examples(300)
 @given(content=near_json(RECORD))
 def test_attempt_records(here: Path, content: bytes) -> None:
@@ -262,7 +302,7 @@ def test_any_json(content: bytes) -> None:
 
 
 def _block(entries: Any) -> bytes:
-    text = entries if isinstance(entries, bytes) else json.dumps(entries).encode()
+    text = entries if isinstance(entries, bytes) else json.dumps(entries, separators=(",", ":")).encode()
     return struct.pack("<Q", len(text)) + text
 
 
@@ -285,6 +325,7 @@ NEAR_HEADERS = st.one_of(
     near_document(MARKED_HEADER).map(_block).map(lambda block: block + DATA),
     near_bytes(_block(MARKED_HEADER) + DATA),
     near_bytes(json.dumps(MARKED_HEADER).encode()).map(_block).map(lambda block: block + DATA),
+    near_bytes(_block(MARKED_HEADER)[8:]).map(_block).map(lambda block: block + DATA),
 )
 
 
@@ -312,6 +353,23 @@ def test_headers(here: Path, content: bytes) -> None:
         pass
     others = {name for name, _ in safetensors.deserialize(content)}
     assert others == header.tensors.keys()
+
+
+@examples(500)
+@given(content=NEAR_HEADERS)
+def test_headers_read_in_two_parts(content: bytes) -> None:
+    """As those say that are read as one document, the ones which are too long for it."""
+    path = Path("a.safetensors")
+
+    def said(limit: int) -> Any:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(payload, "_TABLE_LIMIT", limit)
+            try:
+                return payload.parse_header(path, io.BytesIO(content))
+            except Damaged as error:
+                return error.message
+
+    assert said(1 << 20) == said(-1)
 
 
 # .ckpt

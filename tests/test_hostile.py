@@ -714,6 +714,21 @@ def test_junk_beside_everything(save: Path) -> None:
     assert peak < 200_000
 
 
+def test_damaged_votes_are_not_kept(save: Path) -> None:
+    """What is wrong with the first few is, and nothing of what was read of them."""
+    for rank in range(2, 66):
+        names.vote(save, P("1_0"), rank).write_bytes(b'{"format": "' + b"x" * (1 << 20))
+    tracemalloc.start()
+    try:
+        found, damaged = votes.read_all(names.vote_dir(save, P("1_0")))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+    assert (len(found), len(damaged)) == (2, 8)
+    assert peak < 8 << 20
+
+
 def test_two_formats_at_one_position(stock: Path) -> None:
     """The same one is taken whatever the order in which the file system lists them."""
     path = stock_trees.payload_path(stock, "policy", 1, (0, 10))

@@ -14,7 +14,7 @@ from command import tree
 from runs import tiny_run
 
 from ms_resume import locate, verify
-from ms_resume.errors import Damaged, UsageError
+from ms_resume.errors import Damaged, NothingToResume, Torn, UsageError
 from ms_resume.layouts import survey
 from ms_resume.records import Checkpoint, Located, Position, Rejection
 
@@ -152,6 +152,10 @@ def test_what_retention_deleted_is_no_position(save: Path) -> None:
     (save / "commits" / "2_0").rename(save / "commits" / "2_0.deleted-000001-0123456789abcdef")
 
     assert (found(locate.latest(save)), locate.latest(save).rejected) == ("1_5", ())
+    with pytest.raises(NothingToResume, match=r"no position 7_7, there are 1_5, 1_0, 0_5\n"):
+        locate.at(save, Position(7, 7))
+    with pytest.raises(Torn, match="2_0 is torn: retention has deleted it"):
+        locate.at(save, Position(2, 0))
 
 
 def test_a_final_stock_position_is_the_end_of_its_epoch(tmp_path: Path) -> None:

@@ -81,10 +81,8 @@ def test_payloads_are_spelt_as_they_are_parsed(role: str, file_format: str) -> N
 )
 def test_paths_of_payloads(path: str, role: str, known: bool) -> None:
     """In the place that the tree has for them, spelt in one way."""
-    found = names.parse_payload_path(path, role)
-
-    assert (found is not None) == known
-    assert found is None or (found.rank, found.position) == (7, Position(2, 30))
+    assert names.parse_payload_path(path, role, 7) == (Position(2, 30) if known else None)
+    assert names.parse_payload_path(path, role, 8) is None
 
 
 @pytest.mark.parametrize(

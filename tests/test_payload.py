@@ -92,6 +92,32 @@ def test_the_data_part_starts_at_a_page_whatever_the_header(count: int, tmp_path
     assert payload.read_header(path).data_start % payload.ALIGNMENT == 0
 
 
+def test_headers_that_are_alike_are_parsed_once(tmp_path: Path) -> None:
+    """Ten thousand ranks hold the same tensors, with digests and marks of their own."""
+    headers = []
+    for rank in range(2):
+        path = tmp_path / f"policy_model_rank_{rank}-0_10.safetensors"
+        path.write_bytes(encode(mark=payload.Mark(MARK.attempt, MARK.position, rank, MARK.role)))
+        headers.append(payload.read_header(path))
+
+    assert headers[0].tensors is headers[1].tensors
+    assert [header.mark.rank for header in headers if header.mark] == [0, 1]
+    path.write_bytes(path.read_bytes() + b"\0")
+    with pytest.raises(Damaged, match="its header says"):
+        payload.read_header(path)
+
+
+def test_metadata_twice(tmp_path: Path) -> None:
+    """The second one in the shape of a tensor."""
+    path = tmp_path / "a.safetensors"
+    entry = '{"dtype":"U8","shape":[0],"data_offsets":[0,0]}'
+    text = f'{{"__metadata__":{{"format":"ms"}},"w":{entry},"__metadata__":{entry}}}'.encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text)
+
+    with pytest.raises(Damaged, match="a name twice"):
+        payload.read_header(path)
+
+
 def test_the_safetensors_library_reads_it(file: Path) -> None:
     """Any other reader of the format gets the same tensors."""
     loaded = load_file(file)

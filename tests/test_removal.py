@@ -169,3 +169,25 @@ def test_a_full_disk_that_cannot_rename_can_remove(two: tuple[Writer, Writer], m
     removal.retire(new, path)
 
     assert not path.exists()
+
+
+@pytest.mark.parametrize("live", [True, False])
+@pytest.mark.parametrize("link", ["train", "train/rank_0", "commits/0_4"])
+def test_nothing_behind_a_link_is_given_back_or_cleared(
+    two: tuple[Writer, Writer], tmp_path_factory: pytest.TempPathFactory, link: str, live: bool
+) -> None:
+    """It may lead to the directory of another job, whose file lies aside for the moment."""
+    old, new = two
+    if live:
+        savers.save(new, "0_4", value=7.0)
+    save, author = new.save, new if live else old
+    taken = names.vote(save, P("0_4"), 0) if link == "commits/0_4" else names.payload(save, "policy", 0, P("0_4"))
+    aside = names.retired(taken, author.attempt.attempt)
+    atomic.put_aside(taken, aside)
+    outside = tmp_path_factory.mktemp("outside") / "its"
+    (save / link).rename(outside)
+    (save / link).symlink_to(outside)
+
+    assert removal.put_back(save) == 0
+    assert removal.sweep(new) == 0
+    assert (outside / aside.relative_to(save / link)).exists()

@@ -30,6 +30,7 @@ from ms_resume.errors import (
 from ms_resume.layouts import survey
 from ms_resume.ondisk import attempts, meta, names, payload
 from ms_resume.records import Checkpoint, Position
+from ms_resume.resume import choice
 from ms_resume.state import Arrays
 
 P = Position.parse
@@ -412,6 +413,21 @@ def test_a_node_with_a_directory_of_its_own(tmp_path: Path) -> None:
 
     assert isinstance(error, Disagreement)
     assert "mounts the same save directory" in error.hint
+
+
+def test_a_rank_that_sees_another_vote(tmp_path: Path) -> None:
+    """What rank 0 judged, and what each rank opened, are in the message."""
+    attempt = tiny_run(tmp_path).ok() and locate.latest(tmp_path).checkpoint.attempt  # type: ignore[union-attr]
+    chosen = choice.choose(tmp_path, None, 10, ())
+    own_trees.edit_vote(tmp_path, "1_0", 1, lambda vote: vote.update(attempt="000009-00000000000000aa"))
+
+    error = error_of(run_ranks(2, lambda group: choice.confirm(group, chosen, 0)))
+
+    assert isinstance(error, Disagreement)
+    assert f"of attempt {attempt} and have digest {chosen.votes_digest}; " in error.message
+    opened = f"rank 0 opened attempt {attempt}'s, rank 1 opened attempt 000009-00000000000000aa's, with digest "
+    assert opened in error.message
+    assert error.message.rpartition(" ")[2] not in ("", chosen.votes_digest)
 
 
 def test_state_that_nobody_takes_is_named(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from runs import tiny_run
 
 from ms_resume import locate
 from ms_resume.layouts import SaveDirectory, survey
-from ms_resume.ondisk import names
+from ms_resume.ondisk import meta, names
 from ms_resume.records import Checkpoint, Position
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
@@ -60,7 +60,34 @@ def test_what_one_rank_has(save: Path) -> None:
 
     assert {str(p) for p in payloads.of("optimizer", 0)} == {"0_5", "1_0", "1_5", "1_10"}
     assert {str(p) for p in payloads.of("optimizer", 1)} == {"0_5", "1_0", "1_5"}
-    assert set(payloads.of("optimizer", 2)) == set()
+    assert payloads.of("optimizer", 2) == ()
+    assert [str(p) for p in payloads.everywhere("optimizer", (0, 1))] == ["0_5", "1_0", "1_5"]
+    assert payloads.everywhere("optimizer", (0, 1, 2)) == []
+    assert payloads.without(P("1_10"), "optimizer", range(3)) == (1, 2)
+    assert payloads.path(P("1_10"), "optimizer", 0) == stock_trees.payload_path(save, "optimizer", 0, (1, 10))
+    assert payloads.path(P("1_10"), "optimizer", 1) is None
+
+
+def test_ranks_that_have_the_same_are_known_by_it(save: Path) -> None:
+    """Also where their files are of other formats: a thousand ranks are not compared position by position."""
+    path = stock_trees.payload_path(save, "optimizer", 1, (1, 10))
+    path.rename(path.with_suffix(".ckpt" if path.suffix == ".safetensors" else ".safetensors"))
+    payloads = survey.take(save).payloads
+
+    assert payloads.of("optimizer", 0) is payloads.of("optimizer", 1)
+
+
+def test_paths_of_old_positions_are_not_kept(tmp_path: Path) -> None:
+    """Nor is a `meta.json` read again for each position."""
+    surveyed = survey.take(trees.stock(tmp_path / "save", 12, 2).save)
+    with pytest.MonkeyPatch.context() as patch:
+        read = []
+        patch.setattr(meta, "read", lambda directory: read.append(directory) or meta.Meta(None, trouble="missing"))
+        verdicts = list(locate.verdicts(SaveDirectory(surveyed)))
+
+    assert len(verdicts) == 12
+    assert len(surveyed.payloads._looked_at) <= 4
+    assert len(read) == len(set(read)) == 4
 
 
 def test_a_name_counts_with_its_own_role_and_rank(save: Path) -> None:

@@ -16,6 +16,7 @@ import own_trees
 import pytest
 import savers
 import stock_trees
+import xxhash
 from runs import tiny_run
 
 from ms_resume import locate, verify, write
@@ -65,6 +66,31 @@ def test_a_flipped_bit_is_found_by_a_deep_check(save: Path, role: str) -> None:
 
     assert findings(save) == []
     assert findings(save, deep=True) == [(1, role, name)]
+
+
+@pytest.mark.parametrize("kind", ["ours", "stock"])
+def test_every_byte_is_digested_once(kind: str, save: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A deep check is to be as fast as it reads."""
+    if kind == "stock":
+        save = tmp_path / "stock"
+        stock_trees.healthy(save, (0, 5))
+    checkpoint, digested = newest(save), []
+    headers = [payload.read_header(file.path) for file in checkpoint.files]
+    real = xxhash.xxh3_128
+
+    class Counted:
+        def __init__(self) -> None:
+            self.real = real()
+            self.digest, self.hexdigest = self.real.digest, self.real.hexdigest
+
+        def update(self, piece: memoryview) -> None:
+            digested.append(len(piece))
+            self.real.update(piece)
+
+    monkeypatch.setattr(xxhash, "xxh3_128", Counted)
+
+    assert verify.check(checkpoint, deep=True) == []
+    assert sum(digested) == sum(info.end - info.begin for header in headers for info in header.tensors.values())
 
 
 def test_every_damaged_file_is_reported(save: Path) -> None:

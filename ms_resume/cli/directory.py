@@ -12,7 +12,7 @@ from typing import Any
 
 from ms_resume import layouts
 from ms_resume.errors import MsResumeError, NothingToResume, UsageError
-from ms_resume.layouts import Holding, survey
+from ms_resume.layouts import Holding, SaveDirectory, survey
 from ms_resume.layouts.survey import Survey
 from ms_resume.ondisk import names, reading
 from ms_resume.records import Position, Rejection
@@ -79,13 +79,21 @@ def optional(text: str | None) -> Path | None:
     )
 
 
-def nothing(save: Path, rejected: Sequence[Rejection], /, **fields: Any) -> MsResumeError:
-    """Why there is no whole checkpoint in `save`: none of the positions is, or there are none."""
+def nothing(
+    save: Path, rejected: Sequence[Rejection], layout: str = SaveDirectory.NAME, /, **fields: Any
+) -> MsResumeError:
+    """Why there is no whole checkpoint of `layout` in `save`: none of the positions is, or there are none."""
     if rejected:
         return NothingToResume(
             f"{save}: no whole checkpoint among {len(rejected)} positions, newest is {rejected[0].position} "
             f"({rejected[0].reason})",
             hint="a trainer begins anew only with --allow_fresh_start, beside what is there",
+            **fields,
+        )
+    if layout != SaveDirectory.NAME:
+        return NothingToResume(
+            f"{save}: holds no {layout} checkpoint",
+            hint="leave --layout out: what lies there is found by looking",
             **fields,
         )
     if (seen := layouts.stranger(save)) is not None:

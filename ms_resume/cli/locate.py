@@ -40,11 +40,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    located = locate.newest(directory.holding(args), check=partial(check, deep=args.deep))
+    holding = directory.holding(args)
+    located = locate.newest(holding, check=partial(check, deep=args.deep))
     if located.checkpoint is None:
         if not args.json:
             _show_rejected(located.rejected)
-        raise directory.nothing(located.save, located.rejected, **document(located))
+        raise directory.nothing(located.save, located.rejected, holding.NAME, **document(located))
     if args.json:
         print(json.dumps(document(located)))
     else:

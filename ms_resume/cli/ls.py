@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> None:
     pinned = retention.pinned(holding.save)
     rows = [replace(row, pinned=row.position in pinned) for row in list_rows(holding)]
     if not rows:
-        raise directory.nothing(holding.save, ())
+        raise directory.nothing(holding.save, (), holding.NAME)
     if args.json:
         print(json.dumps({"save": str(holding.save), "positions": [row.to_json() for row in rows]}))
     else:

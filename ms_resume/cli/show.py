@@ -61,6 +61,7 @@ class Contents:
     mark: payload.Mark | None = None
     has_crc: bool = False
     inside: Position | None = None
+    whole: bool = True
 
     @property
     def named(self) -> names.PayloadName | None:
@@ -142,7 +143,7 @@ def read(path: Path) -> tuple[Contents, Damaged | None]:
     try:
         contents, source = _whole(path) if found == "safetensors" else _whole_ckpt(path)
     except Damaged as damaged:
-        return _rest(path) if found == "safetensors" else Contents(path, found, has_crc=_has_crc(path)), damaged
+        return replace(_rest(path) if found == "safetensors" else _rest_of_ckpt(path), whole=False), damaged
     try:
         if all(_is_number(contents.tensors.get(name)) for name in mindrlhf.POSITION_TENSORS):
             contents = replace(contents, inside=mindrlhf.position_inside(source))
@@ -218,10 +219,11 @@ def _rest(path: Path) -> Contents:
     return Contents(path, "safetensors", metadata, tensors, digests, digest, mark)
 
 
-def _has_crc(path: Path) -> bool:
-    """Whether a `.ckpt` ends with one: a file that was cut does not."""
-    with reading.opened(path) as file:
-        return ckpt.trailer(file)[1] is not None
+def _rest_of_ckpt(path: Path) -> Contents:
+    """Its tensors down to where it no longer parses; a file that was cut has no CRC."""
+    held, _ = ckpt.walked(path)
+    tensors = {name: info for name, info in held.tensors.items() if ckpt.has_all(held, name)}
+    return Contents(path, "ckpt", tensors=tensors, has_crc=held.has_crc)
 
 
 def _is_number(info: TensorInfo | None) -> bool:
@@ -273,5 +275,6 @@ def _facts(contents: Contents, briefly: bool) -> list[tuple[str, str]]:
             text = f"{key}: {value}"
             cut = briefly and len(text) > _VALUE_SHOWN
             facts.append(("metadata", text[:_VALUE_SHOWN] + "..." if cut else text))
-    facts.append(("tensors", f"{len(contents.tensors)} of {tables.size(whole)}"))
+    so_far = "" if contents.whole else ", as far as it can be read"
+    facts.append(("tensors", f"{len(contents.tensors)} of {tables.size(whole)}{so_far}"))
     return [(fact, told) for fact, told in facts if told]

@@ -123,7 +123,7 @@ def _chosen(holding: Holding, args: argparse.Namespace) -> list[Checkpoint | Rej
     verdicts = list(locate.verdicts(holding)) if args.all else _to_newest_whole(holding)
     if not verdicts or not (args.all or isinstance(verdicts[-1], Checkpoint)):
         rejected = [verdict for verdict in verdicts if isinstance(verdict, Rejection)]
-        raise directory.nothing(holding.save, rejected)
+        raise directory.nothing(holding.save, rejected, holding.NAME)
     return verdicts if args.all else verdicts[-1:]
 
 
@@ -140,7 +140,7 @@ def _judge(holding: Holding, position: Position) -> Checkpoint | Rejection:
     if position in holding.positions:
         return holding.judge(position)
     if not holding.positions:
-        raise directory.nothing(holding.save, ())
+        raise directory.nothing(holding.save, (), holding.NAME)
     there = ", ".join(map(str, holding.positions[:8])) + (", ..." if len(holding.positions) > 8 else "")
     raise NothingToResume(f"{holding.save}: no position {position}, there are {there}", hint="give one of these")
 

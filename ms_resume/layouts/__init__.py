@@ -20,7 +20,7 @@ from ms_resume.errors import Damaged, UsageError
 from ms_resume.layouts import foreign, mindformers, mindformers2, mindrlhf, mindrlhf_0_4, mindspeed, ours, survey, ttp
 from ms_resume.layouts.foreign import Foreign
 from ms_resume.layouts.survey import Survey
-from ms_resume.ondisk import names, votes
+from ms_resume.ondisk import abreast, names, votes
 from ms_resume.records import Checkpoint, Position, Rejection
 
 
@@ -160,6 +160,7 @@ def _evidence(layout: Layout, directory: Path) -> Path | None:
         return None
 
 
+@abreast.uncollected()
 def judge(surveyed: Survey, position: Position) -> Checkpoint | Rejection:
     """The verdict of the layout that claims `position`."""
     layout = next(layout for layout in _OF_POSITIONS if layout.claims(surveyed, position))

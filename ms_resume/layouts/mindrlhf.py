@@ -8,12 +8,14 @@ A reference may be older: stock code does not save it at the end, and it does no
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 from ms_resume.errors import Damaged
 from ms_resume.layouts.survey import MOST_LISTED, Survey
-from ms_resume.ondisk import ckpt, meta, names, payload, reading
+from ms_resume.ondisk import ckpt, names, payload, reading
 from ms_resume.records import Checkpoint, Found, Position, Rejection, TensorInfo, in_ranges
 
 NAME = "mindrlhf"
@@ -42,11 +44,11 @@ def judge(
     """
     if survey.line.dead_stock_at(survey.save, position):
         return Rejection(position, "abandoned", f"attempt {survey.records[-1].attempt} went back past it")
-    world_size = max((rank for ranks in survey.ranks.values() for rank in ranks), default=-1) + 1
+    world_size = max((ranks[-1] for ranks in survey.ranks.values() if ranks), default=-1) + 1
     ranks = only or range(world_size)
     trained = [role for role in _TRAINED if role in roles]
     for role in trained:
-        if missing := _without(survey, position, role, ranks):
+        if missing := survey.payloads.without(position, role, ranks):
             return Rejection(position, "torn", _say_missing(survey, role, missing), missing[:MOST_LISTED])
     sources = dict.fromkeys(trained, position)
     if "ref" in roles:
@@ -55,7 +57,7 @@ def judge(
             missing = tuple(ranks)
             return Rejection(position, "torn", _say_missing(survey, "ref", missing), missing[:MOST_LISTED])
         sources["ref"] = reference
-    found = _files(survey, sources, ranks)
+    found = tuple(_files(survey, sources, ranks))
     if rejection := _check_inside(survey, position, found):
         return rejection
     return Checkpoint(
@@ -87,7 +89,12 @@ def position_inside(source: Source) -> Position:
     if isinstance(source, ckpt.Contents):
         return _position(source, lambda name: ckpt.read_tensor(source, name))
     with reading.opened(source.path) as file:
-        return _position(source, lambda name: payload.read_tensor(file, source, name))
+        return position_in(file, source)
+
+
+def position_in(file: BinaryIO, header: payload.Header) -> Position:
+    """The same of a safetensors file that is open."""
+    return _position(header, lambda name: payload.read_tensor(file, header, name))
 
 
 def _position(source: Source, data: Callable[[str], memoryview]) -> Position:
@@ -101,22 +108,18 @@ def _position(source: Source, data: Callable[[str], memoryview]) -> Position:
     return Position(*(int.from_bytes(data(name), "little", signed=True) for name in POSITION_TENSORS))
 
 
-def _without(survey: Survey, position: Position, role: str, ranks: Sequence[int]) -> tuple[int, ...]:
-    files = survey.payloads[position]
-    return tuple(rank for rank in ranks if (role, rank) not in files)
-
-
 def _newest_reference(survey: Survey, position: Position, ranks: Sequence[int]) -> Position | None:
-    def everywhere(candidate: Position) -> bool:
-        return not _without(survey, candidate, "ref", ranks)
+    everywhere = survey.payloads.everywhere("ref", ranks)
+    at = bisect_right(everywhere, position)
+    return everywhere[at - 1] if at else None
 
-    return next((p for p in sorted(survey.payloads, reverse=True) if p <= position and everywhere(p)), None)
 
-
-def _files(survey: Survey, sources: Mapping[str, Position], ranks: Sequence[int]) -> tuple[Found, ...]:
-    return tuple(
-        Found(rank, role, survey.payloads[source][role, rank]) for rank in ranks for role, source in sources.items()
-    )
+def _files(survey: Survey, sources: Mapping[str, Position], ranks: Sequence[int]) -> Iterator[Found]:
+    for rank in ranks:
+        for role, source in sources.items():
+            path = survey.payloads.path(source, role, rank)
+            assert path is not None  # else the position would be torn
+            yield Found(rank, role, path)
 
 
 def check_cut(path: Path, held: Collection[str], before: Path | None) -> None:
@@ -133,8 +136,9 @@ def check_cut(path: Path, held: Collection[str], before: Path | None) -> None:
 
 
 def _before(survey: Survey, position: Position, file: Found) -> Path | None:
-    older = [other for other in survey.payloads.of(file.role, file.rank) if other < position]
-    return survey.payloads[max(older)][file.role, file.rank] if older else None
+    held = survey.payloads.of(file.role, file.rank)
+    at = bisect_left(held, position)
+    return survey.payloads.path(held[at - 1], file.role, file.rank) if at else None
 
 
 def _check_inside(survey: Survey, position: Position, found: Iterable[Found]) -> Rejection | None:
@@ -176,18 +180,18 @@ def _say_missing(survey: Survey, role: str, missing: tuple[int, ...]) -> str:
     """What those ranks have instead: with one missing file the reader sees which step to look for."""
     if not survey.ranks[role]:
         return f"no {names.DIRECTORIES[role]} directory"
-    instead: dict[tuple[Position, ...], list[int]] = {}
+    instead: dict[int, list[int]] = {}
     for rank in missing:
-        have = tuple(sorted(survey.payloads.of(role, rank)))
-        instead.setdefault(have, []).append(rank)
-    parts = [f"rank {in_ranges(ranks)} has {some(p)}" for p, ranks in instead.items()]
-    return f"{role}: " + "; ".join(parts[:8]) + ("; ..." if len(parts) > 8 else "")
+        instead.setdefault(id(survey.payloads.of(role, rank)), []).append(rank)
+    alike = list(instead.values())[: _MOST_SAID + 1]
+    parts = [f"rank {in_ranges(ranks)} has {some(survey.payloads.of(role, ranks[0]))}" for ranks in alike]
+    return f"{role}: " + "; ".join(parts[:_MOST_SAID]) + ("; ..." if len(parts) > _MOST_SAID else "")
 
 
-def some(positions: Iterable[Position]) -> str:
-    """The newest few: a file name is quickly made."""
-    newest = sorted(positions)[-_MOST_SAID - 1 :]
-    return ", ".join(["...", *map(str, newest[1:])] if len(newest) > _MOST_SAID else map(str, newest)) or "none"
+def some(held: Sequence[Position]) -> str:
+    """The newest few of what is sorted: a file name is quickly made."""
+    newest = list(map(str, held[-_MOST_SAID:]))
+    return ", ".join(newest if len(held) <= _MOST_SAID else ["...", *newest]) or "none"
 
 
 def _warnings(survey: Survey, position: Position, sources: Mapping[str, Position]) -> Iterable[str]:
@@ -196,7 +200,7 @@ def _warnings(survey: Survey, position: Position, sources: Mapping[str, Position
     for role in filter(sources.__contains__, _TRAINED):
         alike: dict[str, list[int]] = {}
         for rank in survey.ranks[role]:
-            said = meta.read(survey.save / names.DIRECTORIES[role] / f"rank_{rank}")
+            said = survey.said(role, rank)
             if said.trouble:
                 alike.setdefault(f"{said.trouble}; stock code could not resume from it", []).append(rank)
             elif said.position != position:

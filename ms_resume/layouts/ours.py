@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ms_resume.errors import Damaged
 from ms_resume.layouts.survey import MOST_LISTED, Survey
-from ms_resume.ondisk import abreast, meta, names, payload, reading, votes
+from ms_resume.ondisk import abreast, names, payload, reading, votes
 from ms_resume.records import Checkpoint, Found, Payload, Position, Rejection, Vote, in_ranges
 
 NAME = "ms_resume"
@@ -172,5 +172,4 @@ def _only_ckpt(files: Collection[Path]) -> bool:
 
 def _named_by_every_meta(survey: Survey, position: Position) -> bool:
     ranks = survey.ranks["policy"]
-    root = survey.save / names.DIRECTORIES["policy"]
-    return bool(ranks) and all(meta.read(root / f"rank_{rank}").position == position for rank in ranks)
+    return bool(ranks) and all(survey.said("policy", rank).position == position for rank in ranks)

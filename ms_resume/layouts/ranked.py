@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import re
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from ms_resume.errors import Damaged
@@ -46,7 +48,7 @@ class Ranked:
     inside: Inside = _anything
     warnings: Callable[[Position], Iterable[str]] = _nothing_to_say
 
-    @property
+    @cached_property
     def positions(self) -> list[Position]:
         return sorted(self.by_position, reverse=True)
 
@@ -73,14 +75,21 @@ class Ranked:
         return Checkpoint(self.save, self.NAME, position, world_size, found, warnings=tuple(self.warnings(position)))
 
     def _before(self, position: Position, rank: int) -> Path | None:
-        older = (p for p in self.positions if p < position and (MODEL, rank) in self.by_position[p])
-        return next((self.by_position[p][MODEL, rank] for p in older), None)
+        held = self._held[rank]
+        at = bisect_left(held, position)
+        return self.by_position[held[at - 1]][MODEL, rank] if at else None
 
     def _say_missing(self, missing: tuple[int, ...]) -> str:
-        return "; ".join(f"rank {rank} has {self._has(rank)}" for rank in missing[:8])
+        return "; ".join(f"rank {rank} has {some(self._held.get(rank, ()))}" for rank in missing[:8])
 
-    def _has(self, rank: int) -> str:
-        return some(position for position, files in self.by_position.items() if (MODEL, rank) in files)
+    @cached_property
+    def _held(self) -> dict[int, list[Position]]:
+        """What each rank has, oldest first."""
+        held: dict[int, list[Position]] = {}
+        for position in reversed(self.positions):
+            for _, rank in self.by_position[position]:
+                held.setdefault(rank, []).append(position)
+        return held
 
 
 def rank_dirs(root: Path, *, given: bool = False) -> dict[int, Path]:

@@ -10,12 +10,13 @@ paths are made for a position when somebody looks at it.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 from ms_resume.errors import UsageError
-from ms_resume.ondisk import abreast, attempts, names, reading, votes
+from ms_resume.ondisk import abreast, attempts, meta, names, reading, votes
+from ms_resume.ondisk.meta import Meta
 from ms_resume.records import Attempt, Position
 
 Files = Mapping[tuple[str, int], Path]
@@ -33,14 +34,19 @@ class Payloads(Mapping[Position, Files]):
         self._held = held
         self._positions = _positions(held.values())
         self._looked_at: dict[Position, Files] = {}
+        self._sorted: dict[int, tuple[Position, ...]] = {}
+        self._alike: dict[tuple[Position, ...], tuple[Position, ...]] = {}
+        self._everywhere: dict[tuple[str, tuple[int, ...]], list[Position]] = {}
 
     def __getitem__(self, position: Position) -> Files:
         if position not in self._positions:
             raise KeyError(position)
         if position not in self._looked_at:
+            if len(self._looked_at) >= _LOOKED_AT:
+                del self._looked_at[next(iter(self._looked_at))]
             self._looked_at[position] = {
-                (role, rank): self._roots[role] / f"rank_{rank}" / (names.payload_start(role, rank) + endings[position])
-                for (role, rank), endings in self._held.items()
+                place: self._path(*place, endings[position])
+                for place, endings in self._held.items()
                 if position in endings
             }
         return self._looked_at[position]
@@ -54,15 +60,44 @@ class Payloads(Mapping[Position, Files]):
     def __len__(self) -> int:
         return len(self._positions)
 
-    def of(self, role: str, rank: int) -> Collection[Position]:
-        """The positions that one rank has a payload of."""
-        return self._held.get((role, rank), {}).keys()
+    def path(self, position: Position, role: str, rank: int) -> Path | None:
+        """One file of `position`; None where there is none."""
+        end = self._held.get((role, rank), _NOTHING).get(position)
+        return None if end is None else self._path(role, rank, end)
+
+    def without(self, position: Position, role: str, ranks: Iterable[int]) -> tuple[int, ...]:
+        """Those of `ranks` that have no file of `position`."""
+        return tuple(rank for rank in ranks if position not in self._held.get((role, rank), _NOTHING))
+
+    def of(self, role: str, rank: int) -> tuple[Position, ...]:
+        """The positions that one rank has a payload of, oldest first; one and the same tuple for all ranks that have
+        the same ones."""
+        endings = self._held.get((role, rank), _NOTHING)
+        if id(endings) not in self._sorted:
+            positions = tuple(sorted(endings))  # equal ones of other file formats are one, too
+            self._sorted[id(endings)] = self._alike.setdefault(positions, positions)
+        return self._sorted[id(endings)]
+
+    def everywhere(self, role: str, ranks: Iterable[int]) -> list[Position]:
+        """The positions that each of `ranks` has a payload of, oldest first."""
+        key = role, tuple(ranks)
+        if key not in self._everywhere:
+            held = {id(self.of(role, rank)): self.of(role, rank) for rank in key[1]}
+            self._everywhere[key] = sorted(set.intersection(*map(set, held.values()))) if held else []
+        return self._everywhere[key]
 
     def below(self, directory: Path) -> Collection[Position]:
         """The positions that have a payload below `directory`."""
         roles = {role for role, root in self._roots.items() if root.is_relative_to(directory)}
         return _positions(endings for (role, _), endings in self._held.items() if role in roles)
 
+    def _path(self, role: str, rank: int, end: str) -> Path:
+        return self._roots[role] / f"rank_{rank}" / (names.payload_start(role, rank) + end)
+
+
+_NOTHING: Endings = {}
+_LOOKED_AT = 4
+"""Positions whose paths are kept: with all ranks of all positions there may be millions."""
 
 MOST_LISTED = 1024
 """Missing ranks that a verdict lists: how many there are to be is what somebody's file says."""
@@ -83,6 +118,14 @@ class Survey:
     elsewhere: Collection[Position] | None = frozenset()
     """Positions whose votes that are not here are known to be on other nodes' disks; None for all of them."""
 
+    _said: dict[tuple[str, int], Meta] = field(default_factory=dict, repr=False, compare=False)
+
+    def said(self, role: str, rank: int) -> Meta:
+        """What the `meta.json` of one rank says. It is read once, when somebody asks."""
+        if (role, rank) not in self._said:
+            self._said[role, rank] = meta.read(names.rank_dir(self.save, role, rank))
+        return self._said[role, rank]
+
     def is_elsewhere(self, position: Position) -> bool:
         return self.elsewhere is None or position in self.elsewhere
 
@@ -102,6 +145,7 @@ class Survey:
         return sorted(self.voted.union(self.payloads.below(self.save)), key=age, reverse=True)
 
 
+@abreast.uncollected()
 def take(save: Path, ref_dir: Path | None = None, steps_per_epoch: int | None = None) -> Survey:
     """Lists `save`.
 
@@ -151,7 +195,7 @@ def _held(
     held = {}
     for place, ends in zip(places, abreast.each(ends_of, places, save), strict=True):
         if ends not in shared:
-            shared[ends] = {p: end for end in sorted(ends) if (p := names.parse_payload_end(*place, end))}
+            shared[ends] = {p: end for end in sorted(ends) if (p := names.parse_payload_end(end))}
         held[place] = shared[ends]
     return held
 

@@ -5,7 +5,9 @@ On a local disk, and where there are few, one after the other in the caller's th
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -36,3 +38,16 @@ def each(look: Callable[[Item], Answer], items: Sequence[Item], where: Path) -> 
     with ThreadPoolExecutor(THREADS, "ms_resume look") as pool:
         for answers in pool.map(look_at, range(0, len(items), _AT_ONCE)):
             yield from answers
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """For what makes some hundred thousand values that stay: the collector of cycles would walk over all of them again
+    and again, and find none. It stands still for the whole process, and only where this stopped it, it goes on."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()

@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from ms_resume.ondisk import payload, reading, sums
 from ms_resume.records import TensorInfo
@@ -65,17 +65,41 @@ def read(path: Path) -> Contents:
     Raises:
         Damaged: The file does not parse to its end, or a tensor has not the bytes that its shape needs.
     """
+    contents, trouble = walked(path)
+    if trouble:
+        raise reading.damaged(path, f"{contents.file_bytes} bytes, {trouble}")
+    for name, info in contents.tensors.items():
+        if not has_all(contents, name):
+            found = sum(length for _, length in contents.pieces[name])
+            needs = f"{info.dtype}{list(info.shape)} needs {_needs(info)}"
+            raise reading.damaged(path, f"tensor {name!r}: {found} bytes, {needs}", tensor=name)
+    return contents
+
+
+def has_all(contents: Contents, name: str) -> bool:
+    """Whether a tensor has the bytes that its shape needs."""
+    return sum(length for _, length in contents.pieces[name]) == _needs(contents.tensors[name])
+
+
+def _needs(info: TensorInfo) -> int:
+    return payload.item_bytes(info.dtype) * math.prod(info.shape)
+
+
+def walked(path: Path) -> tuple[Contents, str]:
+    """The records down to the first that does not parse, and what is wrong with that one; nothing when all do."""
+    tensors: dict[str, TensorInfo] = {}
+    pieces: dict[str, list[_Piece]] = {}
+    trouble = ""
     with reading.opened(path) as file:
         size, crc = trailer(file)
         end = size if crc is None else size - _TRAILER_BYTES
-        if end <= 0:
-            raise reading.damaged(path, f"{size} bytes, no tensor in it")
         try:
-            tensors, pieces = _gather(_records(_Walk(file), end))
+            _gather(_records(_Walk(file), end), tensors, pieces)
         except ValueError as error:
-            raise reading.damaged(path, f"{size} bytes, does not parse to its end ({error})") from None
-    _check_sizes(path, tensors, pieces)
-    return Contents(path, tensors, {name: tuple(parts) for name, parts in pieces.items()}, size, crc)
+            trouble = f"does not parse to its end ({error})"
+    if end <= 0:
+        trouble = "no tensor in it"
+    return Contents(path, tensors, {name: tuple(parts) for name, parts in pieces.items()}, size, crc), trouble
 
 
 def trailer(file: BinaryIO) -> tuple[int, int | None]:
@@ -220,15 +244,12 @@ _Piece = tuple[int, int]
 
 
 def _gather(
-    records: Iterable[tuple[str, TensorInfo, _Piece]],
-) -> tuple[dict[str, TensorInfo], dict[str, list[_Piece]]]:
-    tensors: dict[str, TensorInfo] = {}
-    pieces: dict[str, list[_Piece]] = {}
+    records: Iterable[tuple[str, TensorInfo, _Piece]], tensors: dict[str, TensorInfo], pieces: dict[str, list[_Piece]]
+) -> None:
     for tag, info, piece in records:
         if tensors.setdefault(tag, info) != info:
             raise ValueError(f"tensor {tag!r} is there twice, with another type or shape")
         pieces.setdefault(tag, []).append(piece)
-    return tensors, pieces
 
 
 def _records(walk: _Walk, end: int) -> Iterator[tuple[str, TensorInfo, _Piece]]:
@@ -274,12 +295,3 @@ def _add_dims(walk: _Walk, offset: int, end: int, dims: list[int]) -> None:
         dims.append(reading.whole(value))
         if len(dims) > payload.MOST_DIMENSIONS:
             raise ValueError(f"more than {payload.MOST_DIMENSIONS} dimensions at byte {offset}")
-
-
-def _check_sizes(path: Path, tensors: Mapping[str, TensorInfo], pieces: Mapping[str, Any]) -> None:
-    for name, info in tensors.items():
-        found = sum(length for _, length in pieces[name])
-        expected = payload.item_bytes(info.dtype) * math.prod(info.shape)
-        if found != expected:
-            reason = f"tensor {name!r}: {found} bytes, {info.dtype}{list(info.shape)} needs {expected}"
-            raise reading.damaged(path, reason, tensor=name)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from ms_resume.records import Position
@@ -31,6 +32,8 @@ _PAYLOAD = re.compile(
     rf"(?P<prefix>.+)_rank_(?P<rank>{NUMBER})-(?P<epoch>{NUMBER})_(?P<step>{NUMBER})\.(?P<format>ckpt|safetensors)",
     re.ASCII,
 )
+_PAYLOAD_END = re.compile(rf"({NUMBER})_({NUMBER})\.(?:ckpt|safetensors)", re.ASCII)
+_LONGEST_END = 64
 _RANK_DIR = re.compile(rf"rank_({NUMBER})", re.ASCII)
 _VOTE = re.compile(rf"rank_({NUMBER})\.json", re.ASCII)
 _POSITION = re.compile(rf"({NUMBER})_({NUMBER})", re.ASCII)
@@ -63,10 +66,11 @@ def payload_start(role: str, rank: int) -> str:
     return f"{PREFIXES[role]}_rank_{rank}-"
 
 
-def parse_payload_end(role: str, rank: int, end: str) -> Position | None:
-    """The position in what follows `payload_start`; it is the same for every role and rank."""
-    parsed = parse_payload(payload_start(role, rank) + end)
-    return parsed.position if parsed and (parsed.prefix, parsed.rank) == (PREFIXES[role], rank) else None
+@lru_cache
+def parse_payload_end(end: str) -> Position | None:
+    """The position in what follows `payload_start`; the same few for every role and rank."""
+    match = _PAYLOAD_END.fullmatch(end)
+    return Position(int(match[1]), int(match[2])) if match else None
 
 
 def parse_payload(name: str) -> PayloadName | None:
@@ -77,13 +81,14 @@ def parse_payload(name: str) -> PayloadName | None:
     return None
 
 
-def parse_payload_path(path: str, role: str) -> PayloadName | None:
-    """The parts of a payload's path in the save directory; None where it is not `role`'s place in the tree."""
-    directory, _, file = path.rpartition("/")
-    name = parse_payload(file)
-    if name is None or role not in DIRECTORIES or name.prefix != PREFIXES[role]:
+def parse_payload_path(path: str, role: str, rank: int) -> Position | None:
+    """The position of a payload, from its path in the save directory; None where that is not its place in the tree."""
+    if role not in DIRECTORIES or not path.startswith(
+        start := f"{DIRECTORIES[role]}/rank_{rank}/{payload_start(role, rank)}"
+    ):
         return None
-    return name if directory == f"{DIRECTORIES[role]}/rank_{name.rank}" else None
+    end = path[len(start) :]
+    return parse_payload_end(end) if len(end) < _LONGEST_END else None
 
 
 def stays_inside(path: str) -> bool:
@@ -95,7 +100,7 @@ def stays_inside(path: str) -> bool:
 
 def parse_rank_dir(name: str) -> int | None:
     match = _RANK_DIR.fullmatch(name)
-    return int(match[1]) if match and int(match[1]) < MOST_RANKS else None
+    return rank if match and (rank := int(match[1])) < MOST_RANKS else None
 
 
 def commits(save: Path) -> Path:
@@ -112,7 +117,7 @@ def vote(save: Path, position: Position, rank: int) -> Path:
 
 def parse_vote(name: str) -> int | None:
     match = _VOTE.fullmatch(name)
-    return int(match[1]) if match else None
+    return rank if match and (rank := int(match[1])) < MOST_RANKS else None
 
 
 def parse_vote_dir(name: str) -> Position | None:

@@ -16,11 +16,13 @@ import re
 import struct
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import xxhash
 
+from ms_resume.errors import Damaged
 from ms_resume.ondisk import names, reading, sums
 from ms_resume.records import Position, TensorInfo
 
@@ -34,6 +36,10 @@ MOST_DIMENSIONS = 64
 
 CRC_KEY = "crc_num"
 """MindSpore's key in `__metadata__`."""
+
+_METADATA = '{"__metadata__":'
+_TABLE_LIMIT = 1 << 20
+"""Characters of one that is remembered: some ten thousand tensors."""
 
 _MOST_ZEROS = 1 << 30
 _LONGEST_NAME = 4096
@@ -156,22 +162,48 @@ def parse_header(path: Path, file: BinaryIO) -> Header:
     block = prefix + file.read(length)
     if len(block) < 8 + length:
         raise reading.damaged(path, f"ends in its header, it had {size} bytes a moment ago")
-    metadata, tensors = _entries(path, block)
-    _check_cover(path, tensors, 8 + length, size)
-    mark, digests = _mark(path, metadata, tensors)
-    return Header(path, tensors, metadata, 8 + length, size, digest_of(block), mark, digests)
+    metadata, table = _entries(path, block)
+    _check_cover(path, table, 8 + length, size)
+    mark, digests = _mark(path, metadata, table.tensors)
+    return Header(path, table.tensors, metadata, 8 + length, size, digest_of(block), mark, digests)
 
 
-def described(path: Path, block: bytes) -> tuple[dict[str, TensorInfo], dict[str, str]]:
+def described(path: Path, block: bytes) -> tuple[Mapping[str, TensorInfo], dict[str, str]]:
     """The tensors of one of our header blocks, and their digests."""
-    metadata, tensors = _entries(path, block)
-    return tensors, _mark(path, metadata, tensors)[1]
+    metadata, table = _entries(path, block)
+    return table.tensors, _mark(path, metadata, table.tensors)[1]
 
 
-def _entries(path: Path, block: bytes) -> tuple[dict[str, str], dict[str, TensorInfo]]:
+@dataclass(slots=True)
+class _Table:
+    """All of a header but its metadata. `end` is that of the data, None until the tensors were seen to cover it."""
+
+    tensors: Mapping[str, TensorInfo]
+    end: int | None = None
+
+
+def _entries(path: Path, block: bytes) -> tuple[dict[str, str], _Table]:
+    try:
+        plain = str(memoryview(block)[8:], "utf-8")
+        metadata, end = reading.begin(plain, _METADATA)
+        if len(plain) - end <= _TABLE_LIMIT and _is_metadata(metadata):
+            return metadata, _table(plain[end:])
+    except (ValueError, Damaged):
+        pass  # read whole, it is either right or says what is wrong
     entries = _parse_json(path, memoryview(block)[8:])
     metadata = entries.pop("__metadata__", {})
-    return metadata, {name: _tensor_info(path, name, entry) for name, entry in entries.items()}
+    return metadata, _Table({name: _tensor_info(path, name, entry) for name, entry in entries.items()})
+
+
+@lru_cache(8)
+def _table(rest: str) -> _Table:
+    """What follows the metadata: all ranks that hold the same part of a model have it alike, for each role."""
+    if not rest.startswith(","):
+        raise ValueError("no tensors")
+    entries = reading.parse(f"{{{rest[1:]}".encode())
+    if "__metadata__" in entries:
+        raise ValueError("metadata twice")
+    return _Table({name: _tensor_info(Path(), name, entry) for name, entry in entries.items()})
 
 
 def read_tensor(file: BinaryIO, header: Header, name: str) -> memoryview:
@@ -279,10 +311,13 @@ def _parse_json(path: Path, text: memoryview) -> dict[str, Any]:
         raise reading.damaged(path, f"its header is not JSON ({error})") from None
     if not isinstance(entries, dict):
         raise reading.damaged(path, "its header is not a JSON object")
-    metadata = entries.get("__metadata__", {})
-    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+    if not _is_metadata(entries.get("__metadata__", {})):
         raise reading.damaged(path, "its __metadata__ is not a JSON object of strings")
     return entries
+
+
+def _is_metadata(found: object) -> bool:
+    return isinstance(found, dict) and all(isinstance(value, str) for value in found.values())
 
 
 def _tensor_info(path: Path, name: str, entry: Any) -> TensorInfo:
@@ -311,14 +346,16 @@ def _shape(entry: Mapping[str, Any]) -> list[Any]:
     return shape
 
 
-def _check_cover(path: Path, tensors: Mapping[str, TensorInfo], data_start: int, size: int) -> None:
-    offset = 0
-    for name, info in sorted(tensors.items(), key=lambda item: (item[1].begin, item[1].end)):
-        if info.begin != offset:
-            raise reading.damaged(path, f"tensor {name!r}: starts at {info.begin}, expected {offset}", tensor=name)
-        offset = info.end
-    if data_start + offset != size:
-        raise reading.damaged(path, f"{size} bytes, its header says {data_start + offset}")
+def _check_cover(path: Path, table: _Table, data_start: int, size: int) -> None:
+    if table.end is None:
+        offset = 0
+        for name, info in sorted(table.tensors.items(), key=lambda item: (item[1].begin, item[1].end)):
+            if info.begin != offset:
+                raise reading.damaged(path, f"tensor {name!r}: starts at {info.begin}, expected {offset}", tensor=name)
+            offset = info.end
+        table.end = offset
+    if data_start + table.end != size:
+        raise reading.damaged(path, f"{size} bytes, its header says {data_start + table.end}")
 
 
 def _mark(

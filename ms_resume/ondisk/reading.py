@@ -21,6 +21,9 @@ from ms_resume.errors import Damaged
 DOCUMENT_LIMIT = 4 << 20
 """Bytes of a vote, a record or a `meta.json`. Parsed, JSON takes up to 25 times its length."""
 
+_BUFFER = 4096
+"""What a network file system recommends may be 4 MiB, read for 8 bytes of a header."""
+
 _LARGEST = (1 << 63) - 1
 _KINDS = {
     stat.S_IFREG: "a file",
@@ -39,7 +42,7 @@ def opened(path: Path) -> BinaryIO:
         Damaged: Something else has its name.
         OSError: It cannot be opened.
     """
-    return os.fdopen(_open(path)[0], "rb")
+    return os.fdopen(_open(path)[0], "rb", _BUFFER)
 
 
 def size(path: Path | str) -> int:
@@ -50,7 +53,7 @@ def size(path: Path | str) -> int:
     return status.st_size
 
 
-def content(path: Path, limit: int = DOCUMENT_LIMIT) -> bytes:
+def content(path: Path | str, limit: int = DOCUMENT_LIMIT) -> bytes:
     """A whole small file. Raises Damaged where it is longer than `limit`, and as `opened` does."""
     fd, length = _open(path)
     try:
@@ -109,7 +112,7 @@ def parse(text: bytes | memoryview) -> Any:
     """
     try:
         plain = str(text, "utf-8")
-        found = json.loads(plain, object_pairs_hook=_object)
+        found = _DECODER.decode(plain)
         if "\\u" in plain:
             json.dumps(found, ensure_ascii=False).encode()
     except UnicodeError:
@@ -117,6 +120,23 @@ def parse(text: bytes | memoryview) -> Any:
     except RecursionError:
         raise ValueError("nested too deeply") from None
     return found
+
+
+def begin(text: str, start: str) -> tuple[Any, int]:
+    """The JSON value that follows `start`, with which `text` begins, and where it ends. Held to what `parse` asks.
+
+    Raises:
+        ValueError: There is none.
+    """
+    if not text.startswith(start):
+        raise ValueError(f"does not begin with {start}")
+    try:
+        found, end = _DECODER.raw_decode(text, len(start))
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    if text.find("\\u", 0, end) >= 0:
+        json.dumps(found, ensure_ascii=False).encode()
+    return found, end
 
 
 def whole(value: object, least: int = 0, most: int = _LARGEST) -> int:
@@ -135,7 +155,7 @@ def damaged(path: Path | str, reason: str, hint: str = "", **fields: Any) -> Dam
     return Damaged(f"{path}: {reason}", hint=hint, path=str(path), reason=reason, **fields)
 
 
-def _open(path: Path) -> tuple[int, int]:
+def _open(path: Path | str) -> tuple[int, int]:
     """A descriptor of a plain file, and its size."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -169,6 +189,9 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         raise ValueError("an object has a name twice")
     return found
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object)
 
 
 def _other(path: Path | str, mode: int, expected: str) -> Damaged:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,13 @@ from ms_resume.records import Payload, Position, Vote
 
 FORMAT = "ms_resume/1"
 
+_MOST_DAMAGED = 8
 _DIGEST = re.compile(r"[0-9a-f]{32}", re.ASCII)
 _NUMBERS = ("rank", "world_size", "global_step", "steps_per_epoch")
-_OBJECTS = ("parallel", "config", "model_config", "metrics", "tool")
-_STRINGS = ("attempt", "layout", "created_at")
+_KINDS = {
+    **dict.fromkeys(("parallel", "config", "model_config", "metrics", "tool"), dict),
+    **dict.fromkeys(("attempt", "layout", "created_at"), str),
+}
 
 
 def encode(vote: Vote) -> bytes:
@@ -48,9 +52,14 @@ def author(path: Path) -> str:
         raise reading.damaged(path, f"not a vote ({error!r})") from None
 
 
-def decode(path: Path, content: bytes) -> Vote:
+def decode(path: Path | str, content: bytes, decoded: Callable[[bytes], Any] = seal.decode) -> Vote:
+    """Raises as `read` does.
+
+    Args:
+        decoded: `seal.Alike.decode`, where there are many.
+    """
     try:
-        document = seal.decode(content)
+        document = decoded(content)
         if document["format"] != FORMAT:
             said = reading.brief(document["format"])
             raise reading.damaged(path, f"format {said}, this version reads {FORMAT!r}")
@@ -62,11 +71,17 @@ def decode(path: Path, content: bytes) -> Vote:
 
 
 def _vote(document: Mapping[str, Any]) -> Vote:
-    known = {key: document[key] for key in (*_OBJECTS, *_STRINGS) if key in document}
-    _check_kinds(known)
+    known: dict[str, Any] = {}
+    for key, kind in _KINDS.items():
+        if key in document:
+            known[key] = value = document[key]
+            if not isinstance(value, kind):
+                raise TypeError(f"{key} {reading.brief(value)}")
+    if not names.is_attempt(attempt := known.get("attempt", "")):
+        raise ValueError(f"attempt {reading.brief(attempt)}")
     known |= {key: reading.whole(document[key]) for key in _NUMBERS}
     position = Position(reading.whole(document["epoch"]), reading.whole(document["step"]))
-    files = tuple(_payload(file) for file in document["files"])
+    files = tuple([_payload(file, attempt) for file in document["files"]])
     vote = Vote(position=position, files=files, **known)
     if not vote.rank < vote.world_size <= names.MOST_RANKS:
         raise ValueError(f"rank {vote.rank} of {vote.world_size}")
@@ -75,37 +90,32 @@ def _vote(document: Mapping[str, Any]) -> Vote:
     return vote
 
 
-def _check_kinds(known: Mapping[str, Any]) -> None:
-    for keys, kind in ((_OBJECTS, dict), (_STRINGS, str)):
-        if wrong := [key for key in keys if key in known and not isinstance(known[key], kind)]:
-            raise TypeError(f"{wrong[0]} {reading.brief(known[wrong[0]])}")
-    if not names.is_attempt(known.get("attempt")):
-        raise ValueError(f"attempt {reading.brief(known.get('attempt'))}")
-
-
-def _payload(file: Mapping[str, Any]) -> Payload:
-    role, path, digest, attempt = words = [file[key] for key in ("role", "path", "digest", "attempt")]
-    if not all(type(word) is str for word in words) or not _DIGEST.fullmatch(digest) or not names.is_attempt(attempt):
+def _payload(file: Mapping[str, Any], voter: str) -> Payload:
+    role, path, digest, attempt = file["role"], file["path"], file["digest"], file["attempt"]
+    if not (type(role) is type(path) is type(digest) is type(attempt) is str and _DIGEST.fullmatch(digest)) or not (
+        attempt == voter or names.is_attempt(attempt)
+    ):
         raise ValueError(f"a file {reading.brief(file)}")
     return Payload(role, path, reading.whole(file["bytes"]), digest, attempt)
 
 
-def _check_place(path: Path, vote: Vote) -> None:
-    place = (path.parent.name.partition(".")[0], path.name)
+def _check_place(path: Path | str, vote: Vote) -> None:
+    *_, directory, name = os.fspath(path).split("/")
+    place = (directory.partition(".")[0], name)
     said = (str(vote.position), f"rank_{vote.rank}.json")
     if place != said:
         raise reading.damaged(path, f"it says that it is {'/'.join(said)}")
     for payload in vote.files:
-        name = names.parse_payload_path(payload.path, payload.role)
-        if name is None or name.rank != vote.rank:
+        position = names.parse_payload_path(payload.path, payload.role, vote.rank)
+        if position is None:
             where = "not in its place" if names.stays_inside(payload.path) else "outside the save directory"
             raise reading.damaged(path, f"it names {reading.brief(payload.path)} as {payload.role[:20]!r}, {where}")
-        if name.position != vote.position and payload.role != "ref":
+        if position != vote.position and payload.role != "ref":
             raise reading.damaged(path, f"it names {payload.path}, which is not of {vote.position}")
 
 
 def read_all(directory: Path, limit: int | None = None) -> tuple[dict[int, Vote], list[Damaged]]:
-    """The votes in one position's directory by rank, and what is wrong with those that cannot be read.
+    """The votes in one position's directory by rank, and what is wrong with the first few that cannot be read.
 
     Args:
         limit: Read no more than so many files.
@@ -114,8 +124,15 @@ def read_all(directory: Path, limit: int | None = None) -> tuple[dict[int, Vote]
         ranks = sorted(_ranks(directory))[:limit]
     except Damaged as error:
         return {}, [error]
-    found = list(abreast.each(lambda rank: _read_or_say(directory / f"rank_{rank}.json"), ranks, directory))
-    return {vote.rank: vote for vote in found if isinstance(vote, Vote)}, [e for e in found if isinstance(e, Damaged)]
+    found: dict[int, Vote] = {}
+    damaged: list[Damaged] = []
+    decoded = seal.Alike().decode
+    for vote in abreast.each(lambda rank: _read_or_say(f"{directory}/rank_{rank}.json", decoded), ranks, directory):
+        if isinstance(vote, Vote):
+            found[vote.rank] = vote
+        elif vote is not None and len(damaged) < _MOST_DAMAGED:
+            damaged.append(vote)
+    return found, damaged
 
 
 def any_in(directory: Path) -> bool:
@@ -126,12 +143,13 @@ def any_in(directory: Path) -> bool:
         return False
 
 
-def _read_or_say(path: Path) -> Vote | Damaged | None:
+def _read_or_say(path: str, decoded: Callable[[bytes], Any]) -> Vote | Damaged | None:
     """None where it was retracted while the directory was read."""
     try:
-        return read(path)
+        return decode(path, reading.content(path), decoded)
     except Damaged as error:
-        return error
+        error.__context__ = None  # it and the traceback hold all that was read, of each damaged vote
+        return error.with_traceback(None)
     except FileNotFoundError:
         return None
 

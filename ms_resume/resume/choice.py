@@ -216,13 +216,23 @@ def confirm(group: Group, choice: Choice, timeout_s: float) -> Mine:
     assert choice.position is not None  # there is something to confirm
     wait_s = visibility_s(choice.save, timeout_s)
     mine, told = agree.together(group, lambda: _open_mine(choice, group.rank, wait_s), lambda pair: pair[1])
-    if choice.votes_digest and _combined(told) != choice.votes_digest:
+    digests = [digest for digest, _ in told]
+    if choice.votes_digest and (seen := _combined(digests)) != choice.votes_digest:
         raise Disagreement(
-            f"{choice.save}: the ranks do not see the votes of {choice.position} that rank 0 judged",
+            f"{choice.save}: the ranks do not see the votes of {choice.position} that rank 0 judged: those are of "
+            f"attempt {choice.attempt} and have digest {choice.votes_digest}; {_views(told)}, with digest {seen}",
             hint="check that all nodes mount the same save directory, then start again",
-            votes=told,
+            votes=digests,
         )
     return mine[0]
+
+
+def _views(told: list[list[str]]) -> str:
+    """Whose votes the ranks opened."""
+    alike: dict[str, list[int]] = {}
+    for rank, (_, attempt) in enumerate(told):
+        alike.setdefault(attempt, []).append(rank)
+    return ", ".join(f"rank {in_ranges(ranks)} opened attempt {attempt}'s" for attempt, ranks in alike.items())
 
 
 def visibility_s(save: Path, timeout_s: float) -> float:
@@ -266,20 +276,21 @@ def _combined(digests: list[str]) -> str:
     return payload.digest_of("".join(digests).encode())
 
 
-def _open_mine(choice: Choice, rank: int, wait_s: float) -> tuple[Mine, str]:
+def _open_mine(choice: Choice, rank: int, wait_s: float) -> tuple[Mine, tuple[str, str]]:
+    """This rank's part, and what the others are told of its vote: the digest, and its attempt."""
     assert choice.position is not None
     if not choice.votes_digest:
         files = {role: _of_rank(Path(path), rank) for role, path in choice.templates}
         for path in files.values():
             wait_for(path, path.stat, wait_s)
-        return Mine(files, None), ""
+        return Mine(files, None), ("", "")
     path = names.vote(choice.save, choice.position, rank)
     content = wait_for(path, partial(reading.content, path), wait_s)
     vote = votes.decode(path, content)
     files = {file.role: choice.save / file.path for file in vote.files}
     for file in files.values():
         wait_for(file, file.stat, wait_s)
-    return Mine(files, vote), payload.digest_of(content)
+    return Mine(files, vote), (payload.digest_of(content), vote.attempt)
 
 
 def _of_rank(path: Path, rank: int) -> Path:

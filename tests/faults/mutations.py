@@ -579,8 +579,8 @@ MUTANTS: list[Mutant] = [
         ),
         (
             "votes that lie aside in a directory stay there",
-            "    for path in save.glob(f\"commits/.*.retired/rank_{which}.json\"):",
-            "    for path in ():",
+            "    for directory in filter(_was_taken, commits):",
+            "    for directory in ():",
             (_dying("restore where files lie aside, 1 rank"),),
         ),
     ),
