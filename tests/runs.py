@@ -62,6 +62,10 @@ class ThreadGroup:
         self._next += 1
         return self._rounds.say(self._next - 1, self.rank, data)
 
+    def leave(self) -> None:
+        """This rank ends: whoever waits for it, or will, waits in vain."""
+        self._rounds.abort()
+
 
 @dataclass
 class Outcome(Generic[T]):

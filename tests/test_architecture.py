@@ -65,6 +65,7 @@ MAY_WRITE = {
 MAY_READ_ENVIRONMENT = {
     ("ms_resume.settings", "os.environ"): "the one place for knobs",
     ("ms_resume.framework.group", "os.environ.get('MS_WORKER_NUM', '1')"): "msrun's own variable, not a knob",
+    ("ms_resume.adapters.mindrlhf.hooks", "os.environ"): "LOCAL_DEFAULT_PATH, put back after MindRLHF's loads",
 }
 
 _WRITING_METHODS = {

@@ -257,7 +257,12 @@ def json_keys(text: str) -> list[str]:
     shown = show.Contents(Path(__file__), "", tensors={"w": TensorInfo("U8", ())}).to_json()
     keys = {
         "ls": {"save", "positions", *positions["ls"]},
-        "locate": {*locate.document(Located(Path(), None)), *rejection.to_json(), "rank", "role", "path"},
+        "locate": {
+            *locate.document(Located(Path(), None)),
+            *rejection.to_json(),
+            *("rank", "role", "path", "mindformers", "mindformers-1.0"),
+            *("load_checkpoint", "resume_training", "load_ckpt_format", "not_restored"),
+        },
         "verify": {"save", "deep", "positions", *positions["verify"], *of_findings},
         "show": {*shown, *shown["tensors"][0]},
         "explain": {"file", "net", "role", *reported, "kind", "text", "advice"},

@@ -15,7 +15,7 @@ import pytest
 
 TOP = Path(__file__).parents[1]
 SCRIPT = TOP / "launch" / "run_grpo.sh"
-SCRIPTS = [SCRIPT, *sorted((TOP / "scripts").glob("*.sh")), TOP / ".ci" / "run"]
+SCRIPTS = [*sorted((TOP / "launch").glob("*.sh")), *sorted((TOP / "scripts").glob("*.sh")), TOP / ".ci" / "run"]
 SUBDIRS = [
     "train_policy_strategy",
     "infer_policy_strategy",

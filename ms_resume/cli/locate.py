@@ -16,7 +16,8 @@
     2_0       torn     1      no vote of rank 1 (of 2 ranks, attempt 000002-...)
     1_5       damaged  0      save/optimizer/rank_0/optimizer_rank_0-1_5.safetensors: tensor 'adam_m.w': ...
 
-Exit code 10 when there is none. Without --deep headers are checked; a resume checks every byte while it loads.
+Exit code 10 when there is none. Without --deep headers are checked; a resume checks every byte while it loads. Of what
+MindFormers 1.0 saved it also says what to pass to MindFormers, and what that will not restore.
 """
 
 from __future__ import annotations
@@ -28,9 +29,23 @@ from typing import Any
 
 from ms_resume import layouts, locate, verify
 from ms_resume.cli import directory, progress, tables
+from ms_resume.layouts import mindformers
+from ms_resume.layouts.mindrlhf import tensors
+from ms_resume.layouts.ranked import MODEL
 from ms_resume.records import Checkpoint, Located, Rejection, in_ranges
 
 _FILES_SHOWN = 16
+
+_NUMBERS = {
+    "epoch_num": "the epoch",
+    "step_num": "the step",
+    "global_step": "the learning rate's step",
+    "loss_scale": "the loss scale",
+    "global_batch_size": "the batch size by which steps are scaled",
+}
+"""What MindFormers restores beside weights and moments."""
+
+_NEVER = ("random state", "counters of metrics")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -73,6 +88,24 @@ def document(located: Located) -> dict[str, Any]:
         "files": [file.to_json() for file in found.files] if found else [],
         "rejected": [rejection.to_json() for rejection in located.rejected],
         "warnings": list(located.warnings),
+        **({"mindformers": for_mindformers(found)} if found and found.layout == mindformers.NAME else {}),
+    }
+
+
+def for_mindformers(found: Checkpoint) -> dict[str, Any]:
+    """What its configuration has to say to resume from `found`, every rank from that position, and what it leaves out.
+
+    MindFormers takes 0 for a number that the file does not hold, without a word. It puts each rank's own number into
+    the file name.
+    """
+    file = found.of_rank(0)[MODEL]
+    held = tensors(file).keys()
+    lost = [f"{what} (the file has no {name})" for name, what in _NUMBERS.items() if name not in held]
+    return {
+        "load_checkpoint": str(file.parent.parent),
+        "resume_training": file.name,
+        "load_ckpt_format": file.suffix.lstrip("."),
+        "not_restored": [*_NEVER, *lost],
     }
 
 
@@ -85,6 +118,10 @@ def _show(save: object, found: Checkpoint, located: Located) -> None:
     if len(found.files) > len(shown):
         print(f"... and {len(found.files) - len(shown)} more files; --json lists all")
     _show_rejected(located.rejected)
+    if found.layout == mindformers.NAME:
+        *facts, (_, lost) = for_mindformers(found).items()
+        print("for MindFormers:")
+        tables.facts([*((f"  {name}", value) for name, value in facts), ("  not restored", ", ".join(lost))])
     tables.warn(located.warnings)
 
 

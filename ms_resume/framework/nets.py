@@ -63,7 +63,7 @@ class Net:
     def place(self, name: str, value: HostTensor) -> None:
         from mindspore import Tensor
 
-        parameter, array = self._parameters[name], _array(value)
+        parameter, array = self._parameters[name], array_of(value)
         held = _info(parameter)
         if (value.dtype, value.shape) != (held.dtype, held.shape):
             raise MsResumeError(f"{name}: {value.dtype}{value.shape} does not fit {held.dtype}{held.shape}")
@@ -115,7 +115,8 @@ def _info(parameter: Any) -> TensorInfo:
     return TensorInfo(ckpt.DTYPES[str(parameter.dtype)], tuple(int(size) for size in parameter.shape))
 
 
-def _array(value: HostTensor) -> Any:
+def array_of(value: HostTensor) -> Any:
+    """A view of the bytes as NumPy array, of MindSpore's bfloat16 as well."""
     if value.dtype != "BF16":
         return to_array(value)
     import numpy as np

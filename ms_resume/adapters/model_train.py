@@ -1,0 +1,104 @@
+"""Checkpoints for users of `Model.train`: a run that was killed goes on at the exact batch, bit for bit.
+
+resume = ResumeCallback("out", network, optimizer, dataset, save_every=100)
+model.train(epochs, dataset, callbacks=[resume], initial_epoch=resume.initial_epoch)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ms_resume.errors import UsageError
+from ms_resume.framework import callbacks
+from ms_resume.resume.checkpointer import Checkpointer
+from ms_resume.resume.components.randomness import Randomness
+from ms_resume.settings import Settings
+from ms_resume.state import Component
+
+
+def ResumeCallback(  # for its users it is a class: MindSpore's Callback, made when MindSpore is there
+    save: str | Path,
+    network: Any,
+    optimizer: Any,
+    dataset: Any,
+    *,
+    save_every: int,
+    resume: bool = True,
+    components: Sequence[Component] = (),
+    settings: Settings | None = None,
+    **start: Any,
+) -> Any:
+    """A callback for `Model.train`. Making it restores network, optimizer, random state, and the data's position.
+
+    Called by all ranks, when network and optimizer are built and random sources are seeded, and before `Model.train`;
+    `dataset` is the one that is trained on, with its shuffling seeded (`mindspore.dataset.config.set_seed`).
+
+    Args:
+        save: The save directory, shared by all ranks.
+        save_every: In steps; it is saved at the end of training, too.
+        resume: Go on from the newest whole checkpoint, or begin where there was never one. False begins, and is refused
+            where there are checkpoints.
+        components: What else the next step depends on: a loss scale, counters.
+        start: Further arguments of `Checkpointer.start`.
+
+    Returns:
+        The callback. Its `initial_epoch` goes to `Model.train`; it is the number of epochs when nothing is left to do,
+        which `Model.train` refuses.
+
+    Raises:
+        MsResumeError: As `Checkpointer.start`.
+        UsageError: The data set has no steps, or `save_every` is not positive.
+    """
+    return callbacks.callback(
+        _Training(save, network, optimizer, dataset, save_every, resume, components, settings, start)
+    )
+
+
+class _Training:
+    def __init__(
+        self,
+        save: str | Path,
+        network: Any,
+        optimizer: Any,
+        dataset: Any,
+        save_every: int,
+        resume: bool,
+        components: Sequence[Component],
+        settings: Settings | None,
+        start: dict[str, Any],
+    ) -> None:
+        self._steps = int(dataset.get_dataset_size())
+        if self._steps < 1 or save_every < 1:
+            raise UsageError(
+                f"a data set of {self._steps} steps, saved every {save_every}: expected at least 1 of each",
+                hint="check the batch size and save_every",
+            )
+        self._save_every = save_every
+        self._checkpointer = Checkpointer(
+            save,
+            policy=network,
+            optimizer=optimizer,
+            components=[*components, Randomness()],
+            steps_per_epoch=self._steps,
+            settings=settings,
+        )
+        at = self._checkpointer.start(resume=resume and Path(save).exists(), **start)
+        self._done = at.epoch * self._steps + at.step
+        self.initial_epoch = at.epoch
+        dataset.set_init_step(self._done)  # the pipeline goes on there, in the order of the epoch that it was in
+
+    def step_done(self) -> None:
+        """In a callback parameters do not change until it returns, so the copy has to be made by then."""
+        self._done += 1
+        if self._done % self._save_every == 0:
+            self._save()
+
+    def trained(self) -> None:
+        self._save()
+        self._checkpointer.close()
+
+    def _save(self) -> None:
+        self._checkpointer.begin(*divmod(self._done, self._steps))
+        self._checkpointer.fence()

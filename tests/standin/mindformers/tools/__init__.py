@@ -1,0 +1,1 @@
+"""A stand-in: see `resume_ckpt`."""

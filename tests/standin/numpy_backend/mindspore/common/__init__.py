@@ -1,0 +1,1 @@
+"""What of `mindspore.common` is asked for."""

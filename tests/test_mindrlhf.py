@@ -1,0 +1,663 @@
+"""The adapter for MindRLHF, on the stand-in: each defect that stock code has is gone, or said; and both ways."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import test_standin as defects
+from own_trees import flip_tensor
+from runs import Scale, TinyRank
+from standin_jobs import HERE, NUMPY, Job, modules
+from test_standin import Scenario, first, job, made, named, number, payload, positions, trained
+
+import ms_resume
+from ms_resume.adapters import mindrlhf
+from ms_resume.adapters.mindrlhf import functions
+from ms_resume.adapters.mindrlhf.__main__ import main, strategy_dir
+from ms_resume.adapters.mindrlhf.known import PARAMETERS
+from ms_resume.errors import DirectoryNotEmpty, DiskError, LayoutMismatch, NamesMismatch, UsageError
+from ms_resume.framework.group import Solo
+from ms_resume.ondisk import names
+from ms_resume.ondisk.payload import read_header
+
+TOP = Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def _quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MS_RESUME_HEARTBEAT_S", "0")
+
+
+@contextlib.contextmanager
+def adapted(words: list[str], **options: Any) -> Iterator[list[str]]:
+    """The adapter in place, as its command line puts it there."""
+    left, strategy = strategy_dir(words)
+    mindrlhf.install(save_strategy_dir=strategy, **options)
+    try:
+        yield left
+    finally:
+        mindrlhf.remove()
+
+
+def ours(root: Path, **changes: Any) -> Job:
+    return replace(job(root, **changes), adapter=adapted)
+
+
+# -- the defects, with the adapter
+
+GONE: list[tuple[Scenario, str]] = [
+    (defects.b1_meta_after_a_roll_over, "from 1_0"),
+    (defects.b2_killed_while_meta_is_written, "whole"),
+    (defects.b3_killed_between_retention_and_meta, "there"),
+    (defects.b4_killed_before_the_reference, "0_2 0_2 0_2"),
+    (defects.b5_killed_between_two_meta, "from 0_2 with its own weights"),
+    (defects.b6_no_optimizer, "NothingToResume: .*optimizer.*"),
+    (defects.b7_a_link_to_the_actor_directory, "from 0_4, moments"),
+    (defects.b8_saved_as_ckpt, "from 0_4"),
+    (defects.b9_no_position_in_the_file, "NothingToResume: .*no epoch_num and no step_num.*"),
+    (defects.b10_no_meta_can_be_read, "from 0_2"),
+    (defects.b11_more_epochs_after_the_last, "from 1_0, 12 steps"),
+    (defects.b12_shorter_than_an_interval, "from 1_0"),
+    (defects.b13_dev_resumes, "from 0_4, weights of 0_4: True"),
+    (defects.b14_dev_with_load_format_ckpt, "from 0_4"),
+    (defects.b15_other_names, r"NamesMismatch: .*nothing was loaded.*0 of .* parameters match.*nearest in the file.*"),
+    (defects.b16_prompts_of_the_second_epoch, "as ever"),
+    (defects.b17_what_is_drawn, "as ever"),
+    (defects.b18_numbers_of_metrics, "from 4, all"),
+    (defects.b19_loss_scale, "as ever"),
+    (defects.b20_where_output_goes, "output, no record in the checkpoints"),
+    (defects.b21_disks_of_their_own, "from 0_4"),
+    (defects.b22_conversion_of_a_checkpoint, "does not"),
+    (defects.b23_strategies_of_another_layout, "now, then"),  # the launch script's: see below
+    (defects.b24_retention_after_a_copy, "0_4 0_5"),
+    (defects.b25_fewer_ranks, "LayoutMismatch: .*was made by 2 ranks, this job has 1.*"),
+    (defects.b26_offloaded_optimizer, "from 0_0; from 0_0"),
+    (defects.b27_save_strategy_dir, "strategy"),
+    (defects.b28_modes, "0o444"),
+    (defects.b29_ranks_that_differ, "from 0_2; from 0_2"),
+]
+
+
+@pytest.mark.parametrize(("scenario", "ends"), GONE, ids=[number(scenario) for scenario, _ in GONE])
+def test_the_defect_is_gone_or_said(
+    scenario: Scenario, ends: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same scenario that shows it in stock code."""
+    if scenario is defects.b21_disks_of_their_own:
+        monkeypatch.setenv("MS_RESUME_STORAGE", "local")
+    os.umask(0o022)
+
+    result = scenario(ours(tmp_path))
+
+    assert re.fullmatch(ends, result, re.DOTALL), result
+
+
+def test_every_defect_is_tried() -> None:
+    assert [scenario for scenario, _ in GONE] == [scenario for scenario, _ in defects.STOCK]
+
+
+def test_a_final_checkpoint_of_stock_code_is_read_as_what_it_means(tmp_path: Path) -> None:
+    """B11 again: stock wrote (1, 6), which is (1, 0); nothing is skipped."""
+    job(tmp_path).run()
+    resumed = first(ours(tmp_path).run(resume=True, rl_config__epochs=2))
+
+    assert "1_6" in positions(tmp_path / "save")
+    assert resumed.positions == [(1, step) for step in range(6)]
+
+
+# -- bit for bit
+
+
+@pytest.mark.parametrize("branch", ["master", "dev"])
+@pytest.mark.parametrize("stop", [(1, 0), (1, 2)])
+def test_a_killed_run_equals_one_that_was_not(branch: str, stop: tuple[int, int], tmp_path: Path) -> None:
+    """Weights, moments, scale, prompts, draws, and the numbers of metrics: three steps an epoch, and a batch left."""
+    rest = {"rl_config__prompts": 10, "rl_config__num_rollouts": 3, "rl_config__epochs": 2}
+    whole = first(replace(ours(made(tmp_path / "whole")), branch=branch).run(**rest, rl_config__save_ckpt_interval=1))
+    run = replace(ours(made(tmp_path / "killed")), branch=branch)
+    run.run(stop=stop, **rest, rl_config__save_ckpt_interval=1)
+    resumed = first(run.run(resume=True, **rest, rl_config__save_ckpt_interval=1))
+
+    assert resumed.error is None
+    assert resumed.positions[0] == stop
+    assert resumed.rows == whole.rows[-len(resumed.rows) :]
+    assert resumed.end() == whole.end()
+    assert resumed.metrics == whole.metrics[-len(resumed.metrics) :]
+
+
+def test_stock_order_of_loads_and_saves_is_kept(tmp_path: Path) -> None:
+    """The calls of MindRLHF's workers are those of stock code, but for the reference at the end and the conversion."""
+    calls = {}
+    for name, made_by in (("stock", job), ("ours", ours)):
+        run = made_by(made(tmp_path / name))
+        run.run(stop=(0, 5))
+        resumed = first(run.run(resume=True))
+        calls[name] = [call for call in resumed.trainer.train.calls if not call.startswith("convert")]
+
+    assert calls["ours"] == [*calls["stock"], "load ref", "save ref", "offload ref"]
+
+
+# -- both ways
+
+
+def test_stock_code_resumes_what_we_saved(tmp_path: Path) -> None:
+    """From the same position, with the same weights, moments, and reference."""
+    seen = first(ours(tmp_path).run(stop=(0, 5))).seen
+    resumed = first(job(tmp_path).run(resume=True))
+
+    assert resumed.positions[0] == (0, 4)
+    assert trained(resumed.start) == trained(seen[0, 4])
+
+
+def test_a_job_that_alternates_never_steps_back(tmp_path: Path) -> None:
+    """Stock, ours, stock, ours: each goes on from the newest position of the one before, with its weights."""
+    seen: dict[Any, dict[str, str]] = {}
+    starts = []
+    for number_of_run, stop in enumerate([(0, 3), (0, 5), (1, 3), (1, 5), (2, 3)]):
+        run = (ours if number_of_run % 2 else job)(tmp_path)
+        ran = first(run.run(resume=number_of_run > 0, stop=stop, rl_config__epochs=3))
+        starts.append(ran.positions[0])
+        if number_of_run:
+            assert trained(ran.start) == trained(seen[ran.positions[0]])
+        seen.update(ran.seen)
+
+    assert starts == [(0, 0), (0, 2), (0, 4), (1, 2), (1, 4)]
+
+
+def test_damage_is_passed_over(tmp_path: Path) -> None:
+    """One bit of one moment: stock code trains on it, ours goes on from the checkpoint before, and says so."""
+    seen = first(ours(tmp_path).run(stop=(0, 5))).seen
+    path = payload(tmp_path / "save", "optimizer", (0, 4))
+    flip_tensor(path, "adam_m.grpo_model_train.policy_model.model.w")
+    copy = made(tmp_path / "copy")
+    shutil.copytree(tmp_path / "save", copy / "save")
+    stock, resumed = first(job(copy).run(resume=True)), first(ours(tmp_path).run(resume=True))
+
+    assert stock.positions[0] == (0, 4)
+    assert trained(stock.start) != trained(seen[0, 4])
+    assert resumed.positions[0] == (0, 2)
+    assert trained(resumed.start) == trained(seen[0, 2])
+
+
+def test_two_ranks(tmp_path: Path) -> None:
+    """Each rank its own weights, and both the same position."""
+    run = replace(ours(tmp_path), world_size=2)
+    killed = run.run(stop=(0, 5))
+    resumed = run.run(resume=True)
+
+    for rank in range(2):
+        assert resumed[rank].positions == [(0, 4), (0, 5)]
+        assert trained(resumed[rank].start) == trained(killed[rank].seen[0, 4])
+
+
+def test_from_a_directory_that_is_not_written(tmp_path: Path) -> None:
+    """Resuming from one place and saving to another leaves the first as it was."""
+    ours(tmp_path).run(stop=(0, 5))
+    before = sorted(path.relative_to(tmp_path) for path in (tmp_path / "save").rglob("*"))
+    resumed = first(
+        ours(tmp_path).run(resume=True, source=lambda rank: tmp_path / "save", save=lambda rank: tmp_path / "new")
+    )
+
+    assert resumed.outcome == "from 0_4"
+    assert sorted(path.relative_to(tmp_path) for path in (tmp_path / "save").rglob("*")) == before
+    assert named(tmp_path / "new", "policy") == "1_0"
+
+
+def test_parameters_without_memory_are_left_to_mindspore(tmp_path: Path) -> None:
+    """Only its own loading knows how to slice and place them; what they hold afterwards is compared all the same."""
+    seen = first(ours(tmp_path).run(stop=(0, 5))).seen
+    used: list[str] = []
+
+    def not_allocated() -> None:
+        mindspore = importlib.import_module("mindspore")
+        mindspore.Parameter.has_init = True
+        load = mindspore.load_param_into_net
+        mindspore.load_param_into_net = lambda net, values: used.append(type(net).__name__) or load(net, values)
+
+    resumed = first(ours(tmp_path).run(resume=True, before=not_allocated))
+
+    assert trained(resumed.start) == trained(seen[0, 4])
+    assert used == ["Weights", "AdamW", "Weights"]
+
+
+def test_gradients_in_accumulation_are_not_saved(tmp_path: Path) -> None:
+    """They are zero where MindRLHF saves, and as large as the weights."""
+    ours(tmp_path).run(stop=(0, 3))
+    held = read_header(payload(tmp_path / "save", "state", (0, 2))).tensors
+
+    assert "loss_scale.scale_sense" in held
+    assert not [name for name in held if "accu_grads" in name]
+
+
+def test_what_a_vote_says_of_the_job(tmp_path: Path) -> None:
+    """Its configuration, whatever kinds of values that has, and its parallel layout: another one is refused."""
+    ours(tmp_path).run(stop=(0, 3))
+    vote = json.loads((tmp_path / "save" / "commits" / "0_2" / "rank_0.json").read_text())
+    layout = {"actor_config__parallel_config": {"data_parallel": 1, "model_parallel": 2, "pipeline_stage": 1}}
+    other = first(ours(tmp_path).run(resume=True, **layout))
+
+    assert vote["parallel"] == {"dp": 1, "tp": 1, "pp": 1}
+    assert vote["config"]["keys"]["actor_config.use_vllm"] == "ORIGIN"
+    assert vote["config"]["keys"]["actor_config.betas"] == [0.9, 0.95]
+    assert vote["config"]["keys"]["rl_config.num_rollouts"] == 1
+    assert isinstance(other.error, LayoutMismatch)
+    assert "tp was 1, is 2" in str(other.error)
+
+
+# -- bad input
+
+
+def version_with(tmp_path: Path, module: str, old: str, new: str) -> Path:
+    """Another version of the stand-in: one of its modules with a line changed."""
+    copy = tmp_path / "other"
+    shutil.copytree(HERE, copy)
+    path = copy / f"{module.replace('.', '/')}.py"
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+    return copy
+
+
+OTHER = [
+    ("mindrlhf.utils.utils", "def load_param_to_net(net, param_dict):", "def load_param_to_net(net, values):", "takes"),
+    ("mindrlhf.utils.utils", "def ensure_total_ckpt_is_less_than_limit", "def prune", "has no ensure_total"),
+    ("mindrlhf.worker.ref_worker", "def reload_ckpt(self, formats", "def reload_ckpt(self, kind, formats", "takes"),
+    ("mindformers.tools.resume_ckpt", "checkpoint_dir, ckpt_format=", "ckpt_format=", "takes"),
+    ("mindrlhf.trainer.spmd.grpo_trainer", "def run_grpo_train", "def train", "has no GRPOTrainer.run_grpo_train"),
+]
+
+
+@pytest.mark.parametrize(("module", "old", "new", "said"), OTHER)
+def test_another_version_is_refused_when_it_is_imported(
+    module: str, old: str, new: str, said: str, tmp_path: Path
+) -> None:
+    """Before a trainer is made, with what was found and what is known."""
+    folder = version_with(tmp_path, module, old, new)
+
+    with modules(folders=(folder, NUMPY)), adapted([]), pytest.raises(UsageError) as refused:
+        import main_master  # noqa: F401  # importing it is the test
+    assert said in refused.value.message
+    assert module in refused.value.message
+    assert "master e8a8fc1" in refused.value.hint
+
+
+NOTHING = "(lambda *given, **named: None)("
+OTHER_CALLS = [
+    # worker, its call, another one, what is said of it
+    ("train", "ms.save_checkpoint(policy, ", "ms.save_checkpoint(self.grpo_model_train, ", "saves another net there"),
+    ("ref", "ms.save_checkpoint(", NOTHING, "did not save with mindspore.save_checkpoint"),
+    ("ref", "param_dict = ms.load_checkpoint(", f"return {NOTHING}", "resumed without loading ref"),
+]
+
+
+@pytest.mark.parametrize(("worker", "old", "new", "said"), OTHER_CALLS)
+def test_a_version_that_calls_otherwise(worker: str, old: str, new: str, said: str, tmp_path: Path) -> None:
+    """Its signatures are known and what it does is not: the run ends before anything wrong counts."""
+    module = f"mindrlhf.worker.{worker}_worker"
+    other = replace(ours(tmp_path), folders=(version_with(tmp_path, module, old, new), NUMPY))
+    saved = first(ours(tmp_path).run(stop=(0, 3))) if "resumed" in said else None
+    ran = first(other.run(resume=saved is not None))
+
+    assert isinstance(ran.error, UsageError)
+    assert said in str(ran.error)
+    assert saved is not None or not (tmp_path / "save" / "commits" / "0_2").exists()
+    assert saved is None or ran.rows == []
+
+
+def test_every_replacement_is_known() -> None:
+    """The table of signatures names the functions that the issue of this adapter is about."""
+    known = {name for functions in PARAMETERS.values() for name in functions}
+
+    assert known >= {"record_last_ckpt_to_json", "get_checkpoint_name", "load_param_to_net"}
+    assert known >= {"ensure_total_ckpt_is_less_than_limit", "get_resume_checkpoint_by_meta"}
+
+
+def test_a_function_that_somebody_else_replaced(tmp_path: Path) -> None:
+    """Two that mend the same thing would each do half of it."""
+    folder = version_with(
+        tmp_path,
+        "mindrlhf.utils.utils",
+        "def load_param_to_net",
+        "from posixpath import join as load_param_to_net\n\n\ndef other",
+    )
+
+    with modules(folders=(folder, NUMPY)), adapted([]), pytest.raises(UsageError, match="was replaced by"):
+        import main_master  # noqa: F401
+
+
+def test_too_late() -> None:
+    """Others hold what would be replaced."""
+    with modules():
+        importlib.import_module("mindrlhf.utils")
+
+        with pytest.raises(UsageError, match="before the adapter"):
+            mindrlhf.install()
+
+
+def test_a_fresh_start_into_checkpoints_is_refused(tmp_path: Path) -> None:
+    """Stock code would overwrite them; with the word for it, it begins beside them."""
+    ours(tmp_path).run(stop=(0, 5))
+    refused = first(ours(tmp_path).run())
+    allowed = replace(ours(tmp_path), adapter=lambda words: adapted(words, allow_fresh_start=True)).run(stop=(0, 3))
+
+    assert isinstance(refused.error, DirectoryNotEmpty)
+    assert refused.rows == []
+    assert first(allowed).positions == [(0, 0), (0, 1), (0, 2)]
+
+
+def test_resume_from_a_model(tmp_path: Path) -> None:
+    """`--actor_checkpoint_path` means another thing with `--resume_training`."""
+    ours(tmp_path).run(stop=(0, 5))
+    (tmp_path / "save" / "train").rename(tmp_path / "save" / "actor")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "train").symlink_to(tmp_path / "save" / "actor")
+    ran = first(ours(tmp_path).run(resume=True, source=lambda rank: tmp_path / "elsewhere"))
+
+    assert isinstance(ran.error, UsageError)
+    assert "a resume reads <save>/train" in str(ran.error)
+
+
+def test_other_data(tmp_path: Path) -> None:
+    """As many steps, but other passes: a position would mean other prompts."""
+    ours(tmp_path, rl_config__prompts=12, rl_config__num_rollouts=2).run(stop=(0, 5))
+    other = first(ours(tmp_path, rl_config__prompts=13, rl_config__num_rollouts=2).run(resume=True))
+    fewer = first(ours(tmp_path, rl_config__prompts=8, rl_config__num_rollouts=2).run(resume=True))
+
+    assert isinstance(other.error, NamesMismatch)
+    assert "batches was 12, is 13" in str(other.error)
+    assert isinstance(fewer.error, LayoutMismatch)
+
+
+def test_an_unknown_format(tmp_path: Path) -> None:
+    ran = first(ours(tmp_path, rl_config__save_ckpt_format="pickle").run())
+
+    assert isinstance(ran.error, UsageError)
+    assert ran.rows == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
+def test_a_rank_directory_of_another_user(tmp_path: Path) -> None:
+    """Said before training, not at the first save."""
+    ours(tmp_path).run(stop=(0, 3))
+    for path in (tmp_path, *tmp_path.parents):
+        if path.owner() == "root" and path != Path("/"):
+            path.chmod(path.stat().st_mode | 0o011)
+    for path in (tmp_path / "save").rglob("*"):
+        os.chown(path, 65534, 65534)
+    for path in (tmp_path / "save", tmp_path):
+        path.chmod(0o777)
+    rank_dir = names.rank_dir(tmp_path / "save", "optimizer", 0)
+    os.chown(rank_dir, 0, 0)
+    rank_dir.chmod(0o755)
+    os.setresuid(65534, 65534, 0)
+    try:
+        ran = first(ours(tmp_path).run(resume=True))
+    finally:
+        os.setresuid(0, 0, 0)
+
+    assert isinstance(ran.error, DiskError)
+    assert str(rank_dir) in str(ran.error)
+    assert ran.rows == []
+
+
+def test_two_savers_in_one_process(tmp_path: Path) -> None:
+    """A trainer that also uses the Checkpointer itself, in the same directory."""
+
+    me, scale = TinyRank(0), Scale()
+    native = ms_resume.Checkpointer(
+        tmp_path / "save",
+        policy=me.policy,
+        optimizer=me.optimizer,
+        components=[ms_resume.Fields("scale", scale, "value")],
+        steps_per_epoch=6,
+        settings=ms_resume.Settings(heartbeat_s=5),
+        group=Solo(),
+        say=lambda text: None,
+    )
+    with native:
+        native.start(resume=False)
+        ran = first(ours(tmp_path).run())
+
+        assert isinstance(ran.error, UsageError)
+        assert "this process" in str(ran.error)
+
+
+# -- the functions, on their own
+
+
+def test_meta_outside_a_run(tmp_path: Path) -> None:
+    """Whole, with the three keys and nothing behind them."""
+    path = tmp_path / "meta.json"
+    path.write_text('{"last_epoch": 0, "last_step": 100, "last_ckpt_file": "a_rank_0-0_100.safetensors"}')
+    functions.record_last_ckpt_to_json(1, 0, "a_rank_0-1_0.safetensors", str(path))
+
+    assert path.read_text() == '{"last_epoch": 1, "last_step": 0, "last_ckpt_file": "a_rank_0-1_0.safetensors"}'
+
+
+def test_a_net_is_filled_whole_or_not_at_all() -> None:
+    """Where stock code warns: a name too few, a name too many, another shape, another dtype."""
+    with modules():
+        ms = importlib.import_module("mindspore")
+        weights = importlib.import_module("mindrlhf.models.grpo_models").Weights
+        net, other = weights("", 4, 1.0), {p.name: p for p in weights("", 4, 2.0).get_parameters()}
+        w = other["model.w"].asnumpy()
+        wrong = [
+            {"model.b": other["model.b"]},
+            {**other, "adam_m.model.w": other["model.w"]},
+            {**other, "model.w": ms.Parameter(ms.Tensor(w[:3]), name="model.w")},
+            {**other, "model.w": ms.Parameter(ms.Tensor(w.astype("float16")), name="model.w")},
+        ]
+
+        for values in wrong:
+            with pytest.raises(NamesMismatch, match="nothing was loaded into it"):
+                functions.load_param_to_net(net, values)
+            assert net.w.asnumpy().max() == 1
+        functions.load_param_to_net(net, other)
+        assert net.w.asnumpy().min() == 2
+
+
+# -- the command line
+
+
+def environment(tmp_path: Path, branch: str = "master") -> dict[str, str]:
+    """Where the stand-in is MindRLHF, and NumPy is MindSpore."""
+    folders = [TOP, HERE, HERE / "numpy_backend"]
+    return {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(map(str, folders)),
+        "PATH": f"{tmp_path / 'bin'}{os.pathsep}{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "STANDIN_BRANCH": branch,
+        "VENV": "/nonexistent",
+    }
+
+
+MASTER = "import main_master\nmain_master.build().run_grpo_train()\n"
+
+
+def call(tmp_path: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "ms_resume.adapters.mindrlhf", *words]
+    return subprocess.run(
+        command, capture_output=True, text=True, check=False, cwd=tmp_path, env=environment(tmp_path), timeout=60
+    )
+
+
+def test_the_module_runs_main(tmp_path: Path) -> None:
+    """With main.py's own words, and the one that it does not know; then an error of ours is its exit code."""
+    (tmp_path / "config.yaml").write_text("rl_config: {prompts: 2, epochs: 1}\n")
+    words = [str(HERE / "main_master.py"), "--config", "config.yaml", "--save_checkpoint_dir", "out"]
+    trained_ = call(tmp_path, *words, "--save_strategy_dir", "strategy")
+    again = call(tmp_path, *words)
+
+    assert trained_.returncode == 0, trained_.stderr
+    assert "FRESH START" in trained_.stderr
+    assert named(tmp_path / "out", "policy") == "1_0"
+    assert again.returncode == 62
+    assert "holds checkpoints" in again.stderr
+    assert "Traceback" not in again.stderr
+
+
+def test_one_import_at_the_top_does_the_same(tmp_path: Path) -> None:
+    """With the command as it was."""
+    (tmp_path / "config.yaml").write_text("rl_config: {prompts: 2, epochs: 1}\n")
+    program = tmp_path / "main.py"
+    program.write_text("import ms_resume.adapters.mindrlhf.auto\n" + MASTER)
+    command = [sys.executable, str(program), "--config", "config.yaml", "--save_checkpoint_dir", "out"]
+    ended = subprocess.run(
+        command, capture_output=True, text=True, check=False, cwd=tmp_path, env=environment(tmp_path), timeout=60
+    )
+
+    assert ended.returncode == 0, ended.stderr
+    assert (tmp_path / "out" / "commits" / "1_0" / "rank_0.json").exists()
+
+
+@pytest.mark.parametrize("words", [[], ["--take_over"], ["--resume_training"], ["absent.py"]])
+def test_no_program(words: list[str]) -> None:
+    with pytest.raises(UsageError, match=r"expected MindRLHF's main\.py"):
+        main(words)
+
+
+# -- the launch script, and the document
+
+MSRUN = """#!/usr/bin/env bash
+while [[ "$1" == --* ]]; do shift; done
+if [[ "$1" == python ]]; then shift; fi
+exec python "$@"
+"""
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Path:
+    """A directory as in docs/mindrlhf.md: the launch scripts, MindRLHF, its configuration, a model, an msrun."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "msrun").write_text(MSRUN)
+    (tmp_path / "bin" / "msrun").chmod(0o755)
+    (tmp_path / "launch").symlink_to(TOP / "launch")
+    (tmp_path / "config.yaml").write_text("rl_config: {prompts: 6, epochs: 1, save_ckpt_interval: 2}\n")
+    (tmp_path / "model").mkdir()
+    return tmp_path
+
+
+def launch(site: Path, *words: str, branch: str = "master", **knobs: str) -> subprocess.CompletedProcess[str]:
+    given = {"MAIN": str(HERE / f"main_{branch}.py"), "MODEL": "model", "SAVE_DIR": "out", "WORKERS": "1", **knobs}
+    if branch == "master":
+        given.setdefault("CONFIG", "config.yaml")
+    return subprocess.run(
+        ["bash", "launch/run_mindrlhf.sh", *words],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=site,
+        env={**environment(site, branch), "BRANCH": branch, **given},
+        timeout=60,
+    )
+
+
+def test_flags_on_master(site: Path) -> None:
+    shown = launch(site, "--resume_training", "--take_over", DRY_RUN="1").stdout
+
+    assert "python -m ms_resume.adapters.mindrlhf --take_over" in shown
+    assert "--resume_training --actor_checkpoint_path out/train --ref_checkpoint_path out/ref" in shown
+    assert "--save_strategy_dir out.strategy" in shown
+    assert "--join=True" in shown
+
+
+def test_overrides_on_dev(site: Path) -> None:
+    shown = launch(site, "--resume_training", "rl_config.epochs=3", branch="dev", DRY_RUN="1").stdout
+
+    assert "rl_config.resume_training=True actor_config.load=out/train ref_config.load=out/ref" in shown
+    assert "actor_config.save=out rl_config.save_strategy_dir=out.strategy" in shown
+    assert shown.split()[-1] == "rl_config.epochs=3"
+    assert "--resume_training" not in shown
+
+
+def test_stock_again(site: Path) -> None:
+    """ADAPTER=0 is MindRLHF's own command."""
+    shown = launch(site, "--resume_training", ADAPTER="0", DRY_RUN="1").stdout
+
+    assert "ms_resume" not in shown
+    assert "--save_strategy_dir" not in shown
+
+
+@pytest.mark.parametrize(
+    ("knobs", "words", "said"),
+    [
+        ({"BRANCH": "main"}, [], "BRANCH is 'main'"),
+        ({"MAIN": "absent.py"}, [], "MAIN='absent.py' is no file"),
+        ({"CONFIG": ""}, [], "CONFIG='' is no file"),
+        ({"MODEL": ""}, [], "MODEL is empty"),
+        ({"WORKERS": "many"}, [], "WORKERS is 'many'"),
+        ({"STRATEGY_DIR": "/"}, [], "not cleared"),
+    ],
+)
+def test_a_knob_that_is_wrong(knobs: dict[str, str], words: list[str], said: str, site: Path) -> None:
+    """Before anything is started or cleared."""
+    ended = launch(site, *words, **knobs)
+
+    assert ended.returncode == 2
+    assert said in ended.stderr
+
+
+def test_b23_is_cleared_before_a_start(site: Path) -> None:
+    """What is left of another layout cannot be merged."""
+    stale = site / "out.strategy" / "train_policy_strategy" / "strategy_1.ckpt"
+    stale.parent.mkdir(parents=True)
+    stale.write_text("{}")
+    ended = launch(site)
+
+    assert ended.returncode == 0, ended.stderr
+    assert not stale.exists()
+
+
+DEV = """
+import os
+os.environ["STANDIN_BRANCH"] = "dev"
+import main_dev
+main_dev.build().run_grpo_train()
+"""
+
+
+def commands(text: str) -> str:
+    """Every bash block of the document but the first, whose paths are the reader's."""
+    blocks = re.findall(r"^```bash\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    return "\n".join(blocks[1:])
+
+
+def test_every_command_of_the_document_runs(site: Path) -> None:
+    """In order, in one shell that stops at the first error."""
+    script = commands((TOP / "docs" / "mindrlhf.md").read_text())
+    environ = environment(site) | {"MAIN": str(HERE / "main_master.py"), "CONFIG": "config.yaml", "MODEL": "model"}
+    (site / "dev.py").write_text(DEV)
+    environ |= {"DEV_MAIN": "dev.py"}
+    ended = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", script],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=site,
+        env=environ,
+        timeout=120,
+    )
+
+    assert script.count("run_mindrlhf.sh") > 3
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert ended.stdout.count("refused") == 1
+
+
+def test_the_document_has_a_row_for_each_defect() -> None:
+    """Gone, detected, or not ours, and why."""
+    text = (TOP / "docs" / "mindrlhf.md").read_text()
+    rows = re.findall(r"^\| B(\d+) \| [^|]+ \| (gone|detected|not ours)[^|]* \| [^|]+ \|$", text, re.MULTILINE)
+
+    assert [int(row) for row, _ in rows] == list(range(1, 30))

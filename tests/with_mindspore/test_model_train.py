@@ -1,0 +1,90 @@
+"""`ResumeCallback` under `Model.train`: killed and resumed, it ends with the bits of a run that was not."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import mindspore as ms
+import numpy as np
+import pytest
+from mindspore import nn, train
+
+import ms_resume
+from ms_resume.adapters.model_train import ResumeCallback
+from ms_resume.errors import DirectoryNotEmpty, UsageError
+
+STEPS, EPOCHS = 5, 3
+SETTINGS = ms_resume.Settings(heartbeat_s=0)
+
+
+class Kill(train.Callback):
+    """Ends training in the middle of nowhere, and keeps what was trained on."""
+
+    def __init__(self, after: int | None = None) -> None:
+        super().__init__()
+        self.after, self.seen = after, []
+
+    def on_train_step_end(self, run_context: Any) -> None:
+        batch = run_context.original_args().train_dataset_element[0]
+        self.seen.append(hashlib.sha256(batch.asnumpy().tobytes()).hexdigest()[:8])
+        if len(self.seen) == self.after:
+            raise KeyboardInterrupt
+
+
+def trained(save: Path, kill: Kill, **given: Any) -> dict[str, bytes]:
+    """A run in a new process, as far as one process can have it: everything is built and seeded anew."""
+    ms.set_seed(7)
+    ms.dataset.config.set_seed(7)
+    source = np.random.default_rng(7)
+    data = source.normal(size=(STEPS * 4 + 3, 6)).astype(np.float32)
+    dataset = ms.dataset.NumpySlicesDataset((data, data[:, :2] ** 2), shuffle=True).batch(4, drop_remainder=True)
+    network = nn.Dense(6, 2, weight_init=ms.Tensor(source.normal(size=(2, 6)).astype(np.float32)))
+    optimizer = nn.AdamWeightDecay(network.trainable_params(), learning_rate=nn.WarmUpLR(0.05, 4))
+    model = train.Model(network, loss_fn=nn.MSELoss(), optimizer=optimizer)
+    resume = ResumeCallback(save, network, optimizer, dataset, settings=SETTINGS, **{"save_every": 2, **given})
+    try:
+        model.train(EPOCHS, dataset, callbacks=[kill, resume], initial_epoch=resume.initial_epoch)
+    except KeyboardInterrupt:
+        pass
+    return {parameter.name: parameter.asnumpy().tobytes() for parameter in optimizer.get_parameters()}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], dict[str, bytes]]:
+    """The batches of a run that nobody killed, and what it ended with."""
+    kill = Kill()
+    end = trained(tmp_path_factory.mktemp("whole"), kill)
+    return kill.seen, end
+
+
+@pytest.mark.parametrize("after", [6, 12])
+def test_killed_and_resumed(after: int, whole: tuple[list[str], dict[str, bytes]], tmp_path: Path) -> None:
+    """The same batches from a save on, within an epoch and after its end, and the same bits at the end."""
+    batches, end = whole
+    killed, resumed = Kill(after), Kill()
+    trained(tmp_path, killed)
+    again = trained(tmp_path, resumed)
+    start = len(batches) - len(resumed.seen)
+
+    assert killed.seen == batches[:after]
+    assert start in (after - 4, after - 2)  # the save of its own step is not begun, the one before may be under way
+    assert resumed.seen == batches[start:]
+    assert again == end
+
+
+def test_a_fresh_start_is_asked_for(tmp_path: Path) -> None:
+    """`resume=False` where there are checkpoints is refused, and with the word for it begins anew."""
+    trained(tmp_path, Kill(5))
+
+    with pytest.raises(DirectoryNotEmpty):
+        trained(tmp_path, Kill(), resume=False)
+    anew = Kill(2)
+    trained(tmp_path, anew, resume=False, allow_fresh_start=True)
+    assert len(anew.seen) == 2
+
+
+def test_never_saving_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="saved every 0"):
+        trained(tmp_path, Kill(), save_every=0)
