@@ -15,7 +15,7 @@ import pytest
 
 TOP = Path(__file__).parents[1]
 SCRIPT = TOP / "launch" / "run_grpo.sh"
-SCRIPTS = [SCRIPT, *sorted((TOP / "scripts").glob("*.sh")), TOP / ".ci" / "run"]
+SCRIPTS = [*sorted((TOP / "launch").glob("*.sh")), *sorted((TOP / "scripts").glob("*.sh")), TOP / ".ci" / "run"]
 SUBDIRS = [
     "train_policy_strategy",
     "infer_policy_strategy",
@@ -382,5 +382,6 @@ def test_shellcheck(script: Path):
     assert checked.returncode == 0, checked.stdout
 
 
-def test_no_eval():
-    assert "eval " not in SCRIPT.read_text()
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_no_eval(script: Path):
+    assert "eval " not in script.read_text()
