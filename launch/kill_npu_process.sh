@@ -5,7 +5,8 @@
 #   launch/kill_npu_process.sh --dry-run train_yaml/gsn/202507152000/*.yaml     names them, ends none
 #
 # A run is known by TRAINING_YAML in its environment, which launch/scheduled_train.sh and `ms-resume recover --run` set.
-# Who else holds an NPU is named, and left alone. Exit codes: 0, 2, 40 where something cannot be ended.
+# Who else holds an NPU is named, and left alone. Exit codes: 0, 2, 40 where something
+# cannot be ended, 61 where --dry-run finds any.
 set -euo pipefail
 top="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)"
 export PYTHONPATH="${top}${PYTHONPATH:+:${PYTHONPATH}}"

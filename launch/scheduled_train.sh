@@ -164,7 +164,12 @@ train() { exec env TRAINING_YAML="$(realpath -- "$1")" llamafactory-cli train "$
 recover() { exec env PYTHONPATH="${top}${PYTHONPATH:+:${PYTHONPATH}}" python -m ms_resume.cli recover "$@"; }
 
 run_one() {
-    local yaml="$1" log="${1%.yaml}.log" code=0 recovered=0 words=("$1")
+    local yaml="$1" log="${1%.yaml}.log" code=0 recovered=0 words=("$1") alive
+    if ! alive="$("${top}/launch/kill_npu_process.sh" --dry-run "${yaml}" 2>&1)"; then
+        say "${yaml}: is being trained already" "  ${alive}" "  -> let it end, or ${top}/launch/kill_npu_process.sh ${yaml}"
+        note 61 "not started" "${yaml}"
+        return
+    fi
     current="${yaml}"
     if ! : >>"${log}"; then
         say "${yaml}: ${log} cannot be written" "  -> make the directory writable, or free space there"

@@ -339,7 +339,8 @@ class TestLeftovers:
         process = sleeper(Path("a.yaml"))
         _until(lambda: len(leftovers.find(Path("a.yaml"))) == 1)
 
-        assert leftovers.main(["--dry-run", "a.yaml"]) == 0
+        assert leftovers.main(["--dry-run", "b.yaml"]) == 0
+        assert leftovers.main(["--dry-run", "a.yaml"]) == 61
         assert f"a.yaml: would end {process.pid} (" in capsys.readouterr().err
         assert process.poll() is None
 

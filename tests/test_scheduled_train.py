@@ -242,6 +242,19 @@ class TestTrainings:
         assert list(ended.summary) == ["a.yaml", "a_recovery_notes.yaml"]
         assert "1 recovery files there are left out" in ended.err
 
+    def test_a_training_that_is_still_alive(self, start: Start, work: Path) -> None:
+        """Its scheduler was killed, it was not: a second one would write into the same checkpoints."""
+        path = training(work, "a")
+        training(work, "b")
+        with subprocess.Popen(["env", leftovers.mark(path), "sleep", "60"]) as alive:
+            _until(lambda: leftovers.find(path) != [])
+            ended = start()
+            alive.kill()
+
+        assert ended.code == 61
+        assert ended.summary == {"a.yaml": ("not started", 61), "b.yaml": ("trained", 0)}
+        assert f"would end {alive.pid} (sleep 60)" in ended.err
+
     def test_a_log_is_continued(self, start: Start, work: Path) -> None:
         training(work, "a")
         (work / DATE / "a.log").write_text("before\n")

@@ -3,7 +3,8 @@
     python -m ms_resume.recover.leftovers [--dry-run] TRAINING.yaml ...
 
 The mark is the path of the YAML file. What a training starts inherits it: torchrun's workers, data loaders, processes
-in sessions of their own. Exit code 0 when nothing is left, 40 when something cannot be ended.
+in sessions of their own. Exit code 0 when nothing is left, 40 when something cannot be ended, 61 when --dry-run finds
+some.
 """
 
 from __future__ import annotations
@@ -82,7 +83,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     code = ExitCode.OK
     for yaml in args.yaml:
         if args.dry_run:
-            _say(yaml, "would end", find(yaml))
+            found = find(yaml)
+            _say(yaml, "would end", found)
+            code = ExitCode.IN_USE if found else code
             continue
         ended = end(yaml)
         _say(yaml, "ended", ended.found)
