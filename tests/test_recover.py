@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 
-import llamafactory
+import fake_llamafactory
 import pytest
 import torch_trees
 import yaml
@@ -31,7 +31,7 @@ SUFFIX = "_recovery_20250115_143022"
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Trainings run in a directory of their own, with a stand-in on PATH."""
-    llamafactory.install(tmp_path / "bin")
+    fake_llamafactory.install(tmp_path / "bin")
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
     work = tmp_path / "work"
     work.mkdir()

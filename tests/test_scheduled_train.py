@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import llamafactory
+import fake_llamafactory
 import pytest
 import torch_trees
 import yaml
@@ -81,7 +81,7 @@ def work(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def bin_dir(tmp_path: Path) -> Path:
-    llamafactory.install(tmp_path / "venv" / "bin")
+    fake_llamafactory.install(tmp_path / "venv" / "bin")
     python = tmp_path / "venv" / "bin" / "python"
     python.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@"\n')
     python.chmod(0o755)
