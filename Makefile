@@ -6,7 +6,7 @@ export VENV ?= $(CURDIR)/.venv
 RUN = PATH="$(VENV)/bin:$$PATH"
 SCRIPTS := .ci/run $(wildcard launch/*.sh scripts/*.sh)
 
-.PHONY: help setup demo kills faults damage fuzz faults-peers bench-save bench-load bench-locate test lint format clean distclean
+.PHONY: help setup demo kills faults damage fuzz faults-peers bench-save bench-load bench-locate recover-real test lint format clean distclean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -46,6 +46,12 @@ bench-load: ## how fast a verified load is, cold and warm, beside other tools; a
 bench-locate: setup ## how fast the newest checkpoint is found among many, and of many ranks; about ten minutes
 	$(RUN) python benchmarks/bench_locate.py --report benchmarks/results/locate $(ARGS)
 
+# In an environment of its own, for torch.
+recover-real: export VENV = $(CURDIR)/.venv-hf
+recover-real: ## kills Hugging Face's real Trainer, recovers it by the scripts, compares the weights; a minute
+	@EXTRAS=hf scripts/setup_venv.sh
+	$(RUN) python -m pytest tests/with_transformers $(ARGS)
+
 fuzz: export FUZZ_EXAMPLES ?= 100
 fuzz: setup ## bad input near good input, FUZZ_EXAMPLES=100 times what `make test` draws, and other draws each time
 	$(RUN) python -m pytest tests/test_fuzz.py $(ARGS)
@@ -67,5 +73,5 @@ clean: ## remove what builds and tools left behind; never checkpoints or logs of
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +
 
-distclean: clean ## clean, and remove .venv and .venv-bench
-	rm -rf "$(CURDIR)"/.venv{,-bench}{,.lock}
+distclean: clean ## clean, and remove .venv, .venv-bench and .venv-hf
+	rm -rf "$(CURDIR)"/.venv{,-bench,-hf}{,.lock}

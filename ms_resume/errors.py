@@ -10,11 +10,12 @@
     +-- LayoutMismatch           31   another world size, strategy, or model
     +-- Different                32   two checkpoints that were compared are not equal
     +-- DiskError                40   the disk is full, read-only, or failed
+    +-- GaveUp                   60   failed again and again without progress
     +-- DirectoryInUse           61   another job writes in the save directory
     |   +-- Superseded           61   a newer attempt has taken this run over
     +-- DirectoryNotEmpty        62   a fresh start would go into a directory with checkpoints
 
-50 (saved and left on request) and 60 (gave up without progress) are the supervisor's. A code is never reused.
+50 (saved and left on request) is the supervisor's. A code is never reused.
 An error leaves everything that was saved before it as it was; where one leaves more or less, its docstring says so.
 """
 
@@ -116,6 +117,10 @@ class DiskError(MsResumeError):
     """The save it happened in does not count; its temp file is gone where the disk still let it be removed."""
 
     exit_code = ExitCode.DISK
+
+
+class GaveUp(MsResumeError):
+    exit_code = ExitCode.GAVE_UP
 
 
 class DirectoryInUse(MsResumeError):

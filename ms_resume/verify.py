@@ -22,7 +22,7 @@ import xxhash
 
 from ms_resume.errors import Damaged
 from ms_resume.layouts import mindrlhf
-from ms_resume.ondisk import ckpt, payload, reading, sums
+from ms_resume.ondisk import ckpt, payload, reading, sums, torchzip
 from ms_resume.progress import Progress
 from ms_resume.records import Checkpoint, Found, Payload, Rejection
 
@@ -57,10 +57,11 @@ def check(
     """Everything that is wrong with a checkpoint that `locate` found complete; empty when it is valid.
 
     Args:
-        deep: Also every byte against its digest (ours), CRC (where stock saved one), and, for stock, the weights in
-            the policy file against those in the optimizer file: unequal ones are two generations mixed.
+        deep: Also every byte against its digest (ours), CRC (where stock saved one, and torch), and, for stock, the
+            weights in the policy file against those in the optimizer file: unequal ones are two generations mixed.
         finite: Deep, and NaN and infinities in policy, optimizer and ref are found. They are no damage, and a resume
-            takes them; state may hold them by right.
+            takes them; state may hold them by right. What torch saved is not looked through: only its pickle says
+            where numbers are.
         progress: Called from any thread.
     """
     if not (deep or finite):
@@ -142,8 +143,10 @@ def names_position(path: Path) -> str:
     return path.stem.rpartition("-")[2]
 
 
-def _open(checkpoint: Checkpoint, file: Found) -> mindrlhf.Source:
+def _open(checkpoint: Checkpoint, file: Found) -> mindrlhf.Source | torchzip.Contents:
     """What a payload says of itself. Raises Damaged where it is not the file that it should be."""
+    if torchzip.is_named(file.path):
+        return torchzip.read(file.path)
     if checkpoint.votes and file.path.suffix != ".ckpt":
         return header_as_voted(file.path, _named(checkpoint, file))
     source = mindrlhf.read(file.path)
@@ -217,6 +220,9 @@ class _Reader:
     def _begin(self, begun: _Reading) -> None:
         source, file = _open(self.checkpoint, begun.file), begun.file
         each = [self.threads.check, lambda piece: self.tell(len(piece))]
+        if isinstance(source, torchzip.Contents):
+            begun.parts.append(self.threads.submit(_failure, file, torchzip.check, source, each))
+            return
         compared = not self.checkpoint.votes and file.role in _COMPARED
 
         def sinks(name: str, digest: bool = compared) -> list[sums.Sink]:

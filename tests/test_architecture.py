@@ -38,6 +38,7 @@ LAYERS = (
     ("repair",),
     ("write", "load"),
     ("resume",),
+    ("recover",),
     ("cli", "supervisor", "adapters"),
 )
 """From the bottom. A part imports from layers below its own, and from itself."""
@@ -59,6 +60,7 @@ PUBLIC = [
 MAY_WRITE = {
     "ms_resume.ondisk.atomic": "the one door",
     "ms_resume.ondisk.direct": "its way for large files",
+    "ms_resume.recover.running": "appends to the log of the training that it runs, beside its YAML file",
     "ms_resume.cli": "opens /dev/null, so that the interpreter's last flush into a closed pipe is quiet",
 }
 

@@ -294,7 +294,8 @@ def empty(save: Path) -> None:
 
 
 def hugging_face(save: Path) -> None:
-    (save / "checkpoint-500").mkdir(parents=True)
+    save.mkdir()
+    (save / "trainer_state.json").touch()
 
 
 def something(save: Path) -> None:
@@ -308,7 +309,7 @@ BAD = [
     (Path.touch, 2, "is a file, expected a save directory", "check the path"),
     (empty, 10, "is empty, expected train/rank_R/policy_model_rank_R-E_S.safetensors", "check the path"),
     (something, 10, "has no checkpoint in it (it holds train), expected", "check the path"),
-    (hugging_face, 2, "Hugging Face Trainer checkpoints (checkpoint-500)", "--save_checkpoint_dir"),
+    (hugging_face, 2, "a Hugging Face Trainer checkpoint (trainer_state.json)", "give the directory above it"),
 ]  # fmt: skip  # one table
 
 

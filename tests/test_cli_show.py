@@ -69,6 +69,7 @@ class TestOurs:
             "attempt": vote.attempt,
             "digest": vote.digest,
             "crc": False,
+            "records": [],
         }
         assert [(t["name"], t["dtype"], t["shape"], t["bytes"]) for t in tensors] == [
             ("w", "F32", [3, 4], 48),

@@ -21,12 +21,14 @@ import test_architecture
 
 import ms_resume
 from ms_resume import cli
-from ms_resume.cli import diff, locate, ls, prune, repair, show, verify
+from ms_resume.cli import diff, locate, ls, prune, recover, repair, show, verify
 from ms_resume.errors import ExitCode, MsResumeError
 from ms_resume.framework.group import Solo
 from ms_resume.load.match import LoadReport
-from ms_resume.ondisk import attempts, payload, votes
+from ms_resume.ondisk import attempts, payload, torchzip, votes
 from ms_resume.records import Attempt, DeadStock, Located, Origin, Payload, Position, Rejection, TensorInfo, Vote
+from ms_resume.recover import plan
+from ms_resume.recover.text import Document
 from ms_resume.repair import Rewritten
 from ms_resume.resume import fingerprint
 from ms_resume.settings import PREFIX, Settings
@@ -165,6 +167,12 @@ def _importable(name: str) -> bool:
         return module == "ms_resume" and hasattr(ms_resume, attribute)
 
 
+def absent_tests(text: str) -> list[str]:
+    """`test_...` in backticks."""
+    defined = {name for path in TOP.glob("tests/**/*.py") for name in re.findall(r"def (test_\w+)", path.read_text())}
+    return [name for name in spans(text) if re.fullmatch(r"test_\w+", name) and name not in defined]
+
+
 def line_numbers(text: str) -> list[str]:
     """A citation that is wrong after the next edit."""
     return re.findall(r"[\w/]+\.(?:py|sh|md|yaml|toml)(?::|#L)\d+|\blines? \d+\b", text)
@@ -203,6 +211,7 @@ def known_flags() -> frozenset[str]:
     main = TOP / "examples/grpo_arithmetic/main.py"
     sources = [main, TOP / "ms_resume/strategies.py", *(TOP / "ms_resume/cli").glob("*.py")]
     literal = {flag for path in sources for flag in re.findall(r'"(--[a-z][\w-]+)"', path.read_text())}
+    literal |= set(re.findall(r"--[a-z][\w-]+(?=[ |)])", text_of("launch/scheduled_train.sh")))
     listed = re.search(r"WITHOUT_MEANING = \((.*?)\)", main.read_text(), re.DOTALL)
     assert listed
     return frozenset(literal | {"--help", "--version"} | {f"--{name}" for name in re.findall(r'"(\w+)"', listed[1])})
@@ -254,7 +263,8 @@ def json_keys(text: str) -> list[str]:
     positions = {"ls": ls.Row.__slots__, "verify": verify.Result(rejection).to_json()}
     of_findings = Finding("", 0, "", "").to_json()
     reported = LoadReport((), (), (), (), (), {}).to_json()
-    shown = show.Contents(Path(__file__), "", tensors={"w": TensorInfo("U8", ())}).to_json()
+    record = torchzip.Record("", 0, 0, 0)
+    shown = show.Contents(Path(__file__), "", tensors={"w": TensorInfo("U8", ())}, records=(record,)).to_json()
     keys = {
         "ls": {"save", "positions", *positions["ls"]},
         "locate": {
@@ -264,18 +274,25 @@ def json_keys(text: str) -> list[str]:
             *("load_checkpoint", "resume_training", "load_ckpt_format", "not_restored"),
         },
         "verify": {"save", "deep", "positions", *positions["verify"], *of_findings},
-        "show": {*shown, *shown["tensors"][0]},
+        "show": {*shown, *shown["tensors"][0], *shown["records"][0]},
         "explain": {"file", "net", "role", *reported, "kind", "text", "advice"},
         "diff": {"a", "b", "equal", "counts", "tensors", *diff.Row(0, "", "", "").to_json(), "dtype", "shape"},
         "repair": {"save", "dry_run", "files", *repair.to_json(Rewritten(Path(), "", Position(0, 1), "", ""))},
         "restore": {"save", "dry_run", "position", "attempt", "restored", "abandoned"},
         "prune": {"save", "keep", "last", "every", "best", "done", "positions", *prune.Row.__slots__, "--yes"},
+        "recover": {*_of_recovery(), *rejection.to_json(), "code"},
         "pin": {"save", "position", "changed", "pinned"},
         "unpin": {"save", "position", "changed", "pinned", "pin"},
     }
     rows = dict(re.findall(r"^\| `(\w+)` \|(.*)\|$", section(text, "`--json` of the commands"), re.MULTILINE))
     assert set(rows) == set(keys) == set(cli._COMMANDS)
     return [fault for name in rows for fault in complain(f"{name} --json", spans(rows[name]), keys[name])]
+
+
+def _of_recovery() -> dict[str, Any]:
+    failed = plan.Failed(Document(Path(), "", {}, {}, False), "", None, False)
+    made = plan.Plan(failed, Located(Path(), None), Path(), Path(), "", "", "")
+    return recover.document(made, [], dry_run=True)
 
 
 def exit_codes(text: str) -> list[str]:
@@ -362,8 +379,9 @@ ON: list[tuple[Check, list[str]]] = [
     (wrong_tree, ["README.md", "README_CN.md"]),
     (absent_files, DOCS),
     (absent_names, DOCS),
+    (absent_tests, DOCS),
     (line_numbers, DOCS),
-    (unknown_commands, ["README.md", "README_CN.md", "CHANGELOG.md", "docs/operations.md"]),
+    (unknown_commands, ["README.md", "README_CN.md", "CHANGELOG.md", "docs/operations.md", "docs/scheduled_train.md"]),
     (votes_and_records, ["docs/format.md"]),
     (compared_keys, ["docs/format.md"]),
     (json_keys, ["docs/format.md"]),
@@ -390,6 +408,7 @@ BROKEN: list[tuple[Check, str, str, str]] = [
     (absent_files, "README.md", "(docs/format.md)", "(docs/formats.md)"),
     (absent_names, "docs/architecture.md", "`write.save`", "`write.safe`"),
     (absent_names, "CONTRIBUTING.md", "`ondisk/names.py`", "`ms_resume.ondisk.nams`"),
+    (absent_tests, "docs/scheduled_train.md", "`test_decide`", "`test_decided`"),
     (line_numbers, "docs/architecture.md", "`session.py`", "`session.py:12`"),
     (line_numbers, "docs/architecture.md", "`session.py`", "`session.py`, line 12"),
     (unknown_commands, "README.md", "ms-resume ls hurt", "ms-resume list hurt"),

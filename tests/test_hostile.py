@@ -686,7 +686,7 @@ def test_a_directory_whose_name_is_no_text(tmp_path: Path, finished: Path) -> No
             assert b"s\\udce4ve" in ended.stdout or words[0] != "locate"
 
 
-@pytest.mark.parametrize(("name", "code"), [(b"\xff", 10), (b"checkpoint-1\xff", 2), (b"rank_0", 10)])
+@pytest.mark.parametrize(("name", "code"), [(b"\xff", 10), (b"model-1\xff.safetensors", 2), (b"rank_0", 10)])
 def test_a_directory_that_holds_what_is_no_text(tmp_path: Path, name: bytes, code: int) -> None:
     """And nothing else: what it holds is told."""
     (tmp_path / os.fsdecode(name)).mkdir()

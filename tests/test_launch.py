@@ -382,5 +382,6 @@ def test_shellcheck(script: Path):
     assert checked.returncode == 0, checked.stdout
 
 
-def test_no_eval():
-    assert "eval " not in SCRIPT.read_text()
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_no_eval(script: Path):
+    assert "eval " not in script.read_text()

@@ -1,10 +1,10 @@
 """Looks at save directories. Standard output is data, standard error is talk, the exit code is the verdict.
 
     0 fine   2 usage   10 nothing to resume   20 torn   21 damaged   30 names do not match
-    32 not equal   40 disk   61 directory in use   70 bug
+    32 not equal   40 disk   60 gave up   61 directory in use   70 bug
 
-Only repair, restore (both not with --dry-run), pin, unpin and prune (only with --yes) write, and explain the name map
-that --write-map names. Nothing needs MindSpore, and only diff NumPy: a login node will do.
+Only repair, restore, recover (all three not with --dry-run), pin, unpin, prune (only with --yes) write, and explain the
+name map that --write-map names. Nothing needs MindSpore, and only diff NumPy: a login node will do.
 """
 
 from __future__ import annotations
@@ -19,7 +19,21 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 import ms_resume
-from ms_resume.cli import completion, diff, explain, locate, ls, pin, prune, repair, restore, show, unpin, verify
+from ms_resume.cli import (
+    completion,
+    diff,
+    explain,
+    locate,
+    ls,
+    pin,
+    prune,
+    recover,
+    repair,
+    restore,
+    show,
+    unpin,
+    verify,
+)
 from ms_resume.errors import DiskError, MsResumeError, UsageError
 
 _COMMANDS = {
@@ -34,6 +48,7 @@ _COMMANDS = {
     "pin": pin,
     "unpin": unpin,
     "prune": prune,
+    "recover": recover,
 }
 _INTERRUPTED = 130
 _BROKEN_PIPE = 141

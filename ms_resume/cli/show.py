@@ -1,4 +1,4 @@
-"""Shows what is in one file: whose payload it is, and its tensors, of any `.safetensors` or `.ckpt`.
+"""Shows what is in one file: whose payload it is, and its tensors, of any `.safetensors`, `.ckpt`, or `.pt` of torch.
 
     $ ms-resume show save/train/rank_0/policy_model_rank_0-1_5.safetensors
     file      save/train/rank_0/policy_model_rank_0-1_5.safetensors
@@ -35,7 +35,7 @@ from typing import Any
 from ms_resume.cli import tables
 from ms_resume.errors import Damaged, UsageError
 from ms_resume.layouts import mindrlhf
-from ms_resume.ondisk import ckpt, names, payload, reading
+from ms_resume.ondisk import ckpt, names, payload, reading, torchzip
 from ms_resume.records import Position, TensorInfo
 
 _ROLES = {prefix: role for role, prefix in names.PREFIXES.items()}
@@ -62,6 +62,7 @@ class Contents:
     has_crc: bool = False
     inside: Position | None = None
     whole: bool = True
+    records: tuple[torchzip.Record, ...] = ()
 
     @property
     def named(self) -> names.PayloadName | None:
@@ -114,11 +115,12 @@ class Contents:
                 }
                 for name, info in self.tensors.items()
             ],
+            "records": [{"name": one.name, "bytes": one.bytes, "crc": f"{one.crc:08x}"} for one in self.records],
         }
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", metavar="FILE", help="a payload, or any other .safetensors or .ckpt file")
+    parser.add_argument("file", metavar="FILE", help="a payload, or any other .safetensors, .ckpt or .pt file")
     parser.add_argument("--all", action="store_true", help="every tensor, and nothing cut short")
 
 
@@ -140,6 +142,8 @@ def run(args: argparse.Namespace) -> None:
 def read(path: Path) -> tuple[Contents, Damaged | None]:
     """What is in a file, and what is wrong with it."""
     found = kind(path)
+    if found == "torch":
+        return _torch(path)
     try:
         contents, source = _whole(path) if found == "safetensors" else _whole_ckpt(path)
     except Damaged as damaged:
@@ -152,6 +156,13 @@ def read(path: Path) -> tuple[Contents, Damaged | None]:
     if len(set(contents.positions.values())) > 1:
         return contents, Damaged(f"{path}: its positions differ: {_listed(contents)}")
     return contents, None
+
+
+def _torch(path: Path) -> tuple[Contents, Damaged | None]:
+    try:
+        return Contents(path, "torch", has_crc=True, records=torchzip.read(path).records), None
+    except Damaged as damaged:
+        return Contents(path, "torch"), damaged
 
 
 def _file(text: str) -> Path:
@@ -171,14 +182,18 @@ def kind(path: Path) -> str:
     """By its ending; by its first bytes where it has another one, as what was put aside has."""
     if path.suffix in (".safetensors", ".ckpt"):
         return path.suffix[1:]
+    if torchzip.is_named(path):
+        return "torch"
     with reading.opened(path) as file:
         begin = file.read(9)
     if begin[8:] == b"{" and int.from_bytes(begin[:8], "little") <= payload.HEADER_LIMIT:
         return "safetensors"
+    if begin.startswith((b"PK\3\4", torchzip.OLD_MAGIC[:9])):
+        return "torch"
     if begin[:1] == b"\n":  # the first field of a protobuf message, with a length
         return "ckpt"
     raise UsageError(
-        f"{path}: neither a safetensors file nor a .ckpt, by its name and its first bytes",
+        f"{path}: neither a safetensors file nor a .ckpt, nor what torch saves, by its name and its first bytes",
         hint="`ms-resume show` reads payloads; `ms-resume ls` and `ms-resume locate` read votes and records",
     )
 
@@ -249,6 +264,13 @@ def _show(contents: Contents, *, briefly: bool) -> None:
         rows.append((*told, *((digest,) if contents.digests else ()), name))
     if rows:
         tables.show(columns, rows)
+    records = contents.records[: _TENSORS_SHOWN if briefly else None]
+    if records:
+        tables.show(
+            ("size", "CRC", "record"), [(tables.size(one.bytes), f"{one.crc:08x}", one.name) for one in records]
+        )
+    if len(records) < len(contents.records):
+        print(f"... and {len(contents.records) - len(records)} more records; --all shows them")
     if len(shown) < len(contents.tensors):
         print(f"... and {len(contents.tensors) - len(shown)} more tensors; --all shows them")
 
@@ -275,6 +297,9 @@ def _facts(contents: Contents, briefly: bool) -> list[tuple[str, str]]:
             text = f"{key}: {value}"
             cut = briefly and len(text) > _VALUE_SHOWN
             facts.append(("metadata", text[:_VALUE_SHOWN] + "..." if cut else text))
-    so_far = "" if contents.whole else ", as far as it can be read"
-    facts.append(("tensors", f"{len(contents.tensors)} of {tables.size(whole)}{so_far}"))
+    if contents.kind == "torch":
+        facts.append(("records", f"{len(contents.records)}; which tensors they are only the pickle in it says, unread"))
+    else:
+        so_far = "" if contents.whole else ", as far as it can be read"
+        facts.append(("tensors", f"{len(contents.tensors)} of {tables.size(whole)}{so_far}"))
     return [(fact, told) for fact, told in facts if told]

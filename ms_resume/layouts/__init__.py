@@ -17,7 +17,20 @@ from pathlib import Path
 from typing import Protocol
 
 from ms_resume.errors import Damaged, UsageError
-from ms_resume.layouts import foreign, mindformers, mindformers2, mindrlhf, mindrlhf_0_4, mindspeed, ours, survey, ttp
+from ms_resume.layouts import (
+    foreign,
+    huggingface,
+    iterations,
+    mindformers,
+    mindformers2,
+    mindrlhf,
+    mindrlhf_0_4,
+    mindspeed,
+    numbered,
+    ours,
+    survey,
+    ttp,
+)
 from ms_resume.layouts.foreign import Foreign
 from ms_resume.layouts.survey import Survey
 from ms_resume.ondisk import abreast, names, votes
@@ -105,7 +118,16 @@ _OF_POSITIONS: tuple[OfPosition, ...] = (ours, mindrlhf)
 RESUMED = tuple(layout.NAME for layout in _OF_POSITIONS)
 """Layouts whose checkpoints a resume takes."""
 
-FOREIGN: tuple[Layout, ...] = (mindformers, mindformers2, mindspeed, mindrlhf_0_4, ttp)
+FOREIGN: tuple[Layout, ...] = (
+    mindformers,
+    mindformers2,
+    mindspeed,
+    mindrlhf_0_4,
+    ttp,
+    huggingface,
+    numbered,
+    iterations,
+)
 NAMES = (SaveDirectory.NAME, *(layout.NAME for layout in FOREIGN))
 
 

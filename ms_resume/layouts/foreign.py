@@ -22,7 +22,6 @@ class Foreign:
 
 _ABOVE = "give the directory above it: its optimizer directory is expected beside it"
 _PART = "give the directory above it"
-_NOT_READ = "give the directory that was --save_checkpoint_dir; checkpoints of this kind are not read by this version"
 _WEIGHTS_ONLY = "they hold no optimizer state: a run can start from such weights, not resume from them"
 
 _KINDS = (
@@ -31,8 +30,7 @@ _KINDS = (
     ("only the ref directory of a save directory", "rank_[0-9]*/ref_rank_*", _PART),
     ("only the state directory of a save directory", "rank_[0-9]*/state_rank_*", _PART),
     ("the files of one rank", "*_rank_[0-9]*-[0-9]*_[0-9]*.[cs]*", "give the directory two above it"),
-    ("Hugging Face Trainer checkpoints", "checkpoint-[0-9]*", _NOT_READ),
-    ("a Hugging Face Trainer checkpoint", "trainer_state.json", _NOT_READ),
+    ("a Hugging Face Trainer checkpoint", "trainer_state.json", _PART),
     ("a Hugging Face model", "model*.safetensors*", _WEIGHTS_ONLY),
 )
 """(what it is, a glob pattern that tells, what to do); the narrower pattern stands above the wider one."""

@@ -1,4 +1,5 @@
-"""One tree of each layout, with real payloads: positions 1, 2, 3 of two ranks, as a healthy job leaves them."""
+"""One tree of each layout, with real payloads: positions 1, 2, 3, as a healthy job leaves them; of two ranks where they
+save a file each."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import savers
 import stock_trees
+import torch_trees
 from safetensors.numpy import save_file
 
 from ms_resume.ondisk import ckpt, names
@@ -29,6 +31,9 @@ class Tree:
     file: Callable[[Path, int, int], Path]
     kind: str = ""
     """What the verdict on a whole position is called where a resume could not take it."""
+    ranks: tuple[int, ...] = RANKS
+    documents_decide: bool = False
+    """Whether a position is not whole without its JSON and text files."""
 
 
 def weights(number: int, rank: int, *, last: Mapping[str, int] | None = None) -> dict[str, np.ndarray]:
@@ -131,6 +136,45 @@ def _ttp_file(save: Path, number: int, rank: int) -> Path:
     return save / f"ttp_saved_checkpoints-step_{12 * number}" / f"rank_{rank}" / f"ttp_rank_{rank}-1_{12 * number}.ckpt"
 
 
+# -- torch's
+
+
+def _hugging_face_file(save: Path, number: int, rank: int) -> Path:
+    return save / f"checkpoint-{10 * number}" / "model.safetensors"
+
+
+def _zero_file(save: Path, number: int, rank: int) -> Path:
+    home = save / f"checkpoint-{10 * number}" / f"global_step{10 * number}"
+    return home / f"zero_pp_rank_{rank}_mp_rank_00_model_states.pt"
+
+
+def _numbered_file(save: Path, number: int, rank: int) -> Path:
+    return save / "log" / f"model_{500 * number:05d}.pt"
+
+
+def _numbered(save: Path) -> None:
+    for number in NUMBERS:
+        path = _numbered_file(save, number, 0)
+        torch_trees.write_torch(path, torch_trees.content(number, "model"), top=path.stem)
+    (save / "log" / "latest_checkpoint.pt").symlink_to("model_01500.pt")
+
+
+def _iteration_file(save: Path, number: int, rank: int) -> Path:
+    return save / f"iter_{number}" / f"model-{rank + 1:05d}-of-00002.safetensors"
+
+
+def _iterations(save: Path) -> None:
+    for number in NUMBERS:
+        index = {}
+        for rank in RANKS:
+            held = {f"{rank}.{name}": array for name, array in weights(number, rank).items()}
+            write(_iteration_file(save, number, rank), held)
+            index |= dict.fromkeys(held, _iteration_file(save, number, rank).name)
+        home = save / f"iter_{number}"
+        (home / "config.json").write_text("{}")
+        (home / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
+
+
 _FORMER, _FORMER_FILE = _mindformers("ckpt")
 _FORMER_ST, _FORMER_ST_FILE = _mindformers("safetensors")
 
@@ -139,7 +183,7 @@ TREES = {
     "MindRLHF": Tree("mindrlhf", _mindrlhf, lambda n: Position(0, n), _policy),
     "MindFormers 1.0": Tree("mindformers-1.0", _FORMER, lambda n: Position(n, 2), _FORMER_FILE),
     "MindFormers 1.0, safetensors": Tree("mindformers-1.0", _FORMER_ST, lambda n: Position(n, 2), _FORMER_ST_FILE),
-    "MindFormers 2": Tree("mindformers-2", _mindformers2, lambda n: Position(0, 10 * n), _shard),
+    "MindFormers 2": Tree("mindformers-2", _mindformers2, lambda n: Position(0, 10 * n), _shard, documents_decide=True),
     "MindSpeed": Tree("mindspeed-ms", _mindspeed, lambda n: Position(0, 100 * n), _mindspeed_file),
     "MindRLHF 0.4.0": Tree(
         "mindrlhf-0.4.0",
@@ -153,5 +197,29 @@ TREES = {
         lambda save: _each(save, _ttp_file, lambda number: {}),
         lambda n: Position(1, 12 * n),
         _ttp_file,
+    ),
+    "Hugging Face": Tree(
+        "huggingface-trainer",
+        lambda save: torch_trees.hugging_face(save, *(10 * number for number in NUMBERS)),
+        lambda n: Position(0, 10 * n),
+        _hugging_face_file,
+        ranks=(0,),
+        documents_decide=True,
+    ),
+    "Hugging Face, ZeRO 3": Tree(
+        "huggingface-trainer",
+        lambda save: torch_trees.zero3(save, *(10 * number for number in NUMBERS)),
+        lambda n: Position(0, 10 * n),
+        _zero_file,
+        documents_decide=True,
+    ),
+    "numbered": Tree("numbered", _numbered, lambda n: Position(0, 500 * n), _numbered_file, ranks=(0,)),
+    "iterations": Tree(
+        "iterations",
+        _iterations,
+        lambda n: Position(n, 0),
+        _iteration_file,
+        kind="weights only",
+        documents_decide=True,
     ),
 }
