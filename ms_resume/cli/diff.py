@@ -32,6 +32,7 @@ from ms_resume.errors import Different, UsageError
 from ms_resume.layouts import mindrlhf
 from ms_resume.load import compare
 from ms_resume.load.compare import Difference, Stored
+from ms_resume.ondisk import payload
 from ms_resume.records import TensorInfo
 
 _PLACES = ("only in A", "only in B")
@@ -129,7 +130,7 @@ def _rows(one: Files, other: Files, args: argparse.Namespace) -> Iterator[Row]:
 def _of_payloads(rank: int | None, role: str | None, one: Path, other: Path) -> Iterator[Row]:
     here, there = Stored(one), Stored(other)
     names = sorted((here.tensors.keys() | there.tensors.keys()) - set(mindrlhf.POSITION_TENSORS))
-    total = compare.size_of(here.tensors.values()) + compare.size_of(there.tensors.values())
+    total = payload.total(here.tensors.values()) + payload.total(there.tensors.values())
     with progress.shown(f"comparing {one.name}", total) as tell:
         for name in names:
             a, b = here.tensors.get(name), there.tensors.get(name)

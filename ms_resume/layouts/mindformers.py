@@ -85,9 +85,9 @@ def _warnings(root: Path, by_position: Mapping[Position, ranked.Files], position
 
 
 def _unhealthy(path: Path) -> set[str]:
-    """A hint, so what cannot be read says nothing."""
+    """A hint, so what cannot be read says nothing. `is_health` is 1 where the embedding's norm was too large."""
     try:
         entries = reading.parse(reading.content(path, _HEALTH_LIMIT))
-        return {entry["ckpt_name"] for entry in entries if entry["is_health"] == 0}
+        return {entry["ckpt_name"] for entry in entries if entry["is_health"] == 1}
     except (OSError, Damaged, ValueError, TypeError, KeyError):
         return set()

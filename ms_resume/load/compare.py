@@ -6,7 +6,7 @@ zero differ, by 0.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -16,7 +16,6 @@ import xxhash
 from ms_resume.load.recipes import floats
 from ms_resume.ondisk import ckpt, payload, reading
 from ms_resume.progress import Progress
-from ms_resume.records import TensorInfo
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -153,7 +152,3 @@ def _e4m3(array: NDArray[Any]) -> NDArray[Any]:
     size = np.where(exponent > 0, np.ldexp(1 + fraction / 8, exponent - 7), np.ldexp(fraction / 8, -6))
     size = np.where(array & 127 == 127, np.nan, size)
     return np.where(array >> 7, -size, size)
-
-
-def size_of(infos: Iterable[TensorInfo]) -> int:
-    return sum(info.end - info.begin for info in infos)

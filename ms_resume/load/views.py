@@ -23,7 +23,7 @@ class Shards:
             name: source.digests[name] for name, source in held.items() if name in source.digests
         }
         self.values: Mapping[str, Any] = {}
-        self.bytes = size_of(self.tensors)
+        self.bytes = payload.total(self.tensors.values())
 
     def read(self, name: str) -> HostTensor:
         return self._held[name].read(name)
@@ -38,7 +38,7 @@ class Part:
         self.tensors: Mapping[str, TensorInfo] = {n: info for n, info in source.tensors.items() if n in wanted}
         self.digests: Mapping[str, str] = {n: digest for n, digest in source.digests.items() if n in wanted}
         self.values = source.values
-        self.bytes = size_of(self.tensors)
+        self.bytes = payload.total(self.tensors.values())
 
     def read(self, name: str) -> HostTensor:
         return self._source.read(name)
@@ -65,7 +65,3 @@ class Only:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._live, name)
-
-
-def size_of(tensors: Mapping[str, TensorInfo]) -> int:
-    return sum(map(payload.size_of, tensors.values()))

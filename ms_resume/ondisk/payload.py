@@ -102,6 +102,11 @@ def size_of(info: TensorInfo) -> int:
     return item_bytes(info.dtype) * math.prod(info.shape)
 
 
+def total(infos: Iterable[TensorInfo]) -> int:
+    """Bytes of several."""
+    return sum(map(size_of, infos))
+
+
 def lay_out(sizes: Mapping[str, tuple[str, tuple[int, ...]]], first: Collection[str] = ()) -> dict[str, TensorInfo]:
     """Offsets of tensors in the data part: wide dtypes first, so that each tensor is aligned to its items.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -52,3 +53,16 @@ def test_other_layouts_have_none_of_it(tmp_path: Path, capsys: pytest.CaptureFix
     TREES["MindRLHF"].build(tmp_path)
 
     assert "mindformers" not in call(capsys, "locate", tmp_path, "--json").json
+
+
+@pytest.mark.parametrize(("is_health", "warned"), [(0, 0), (1, 1)])
+def test_weights_that_were_not_healthy(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], is_health: int, warned: int
+) -> None:
+    """1 stands for an embedding whose norm was too large."""
+    TREES["MindFormers 1.0"].build(tmp_path)
+    name = TREES["MindFormers 1.0"].file(tmp_path, 3, 0).name
+    (tmp_path / "health_ckpts.json").write_text(json.dumps([{"is_health": is_health, "ckpt_name": name}]))
+
+    said = call(capsys, "locate", tmp_path, "--json").json["warnings"]
+    assert [text.endswith("its weights were not healthy") for text in said] == [True] * warned
