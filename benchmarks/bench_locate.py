@@ -35,13 +35,13 @@ from rich.console import Console
 from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).parent))
-import trees
+import large_trees
 
 from ms_resume import locate, verify
 
 TREES = "ours:1000x8,ours:20x1000,ours:20x10000,stock:1000x8"
 COUNTED = "ours:10x8,ours:100x8,ours:1000x8,stock:10x8,stock:100x8,stock:1000x8,ours:20x1000"
-MAKERS = {"ours": trees.ours, "stock": trees.stock}
+MAKERS = {"ours": large_trees.ours, "stock": large_trees.stock}
 COMMAND = [sys.executable, "-m", "ms_resume.cli", "locate"]
 CALLS = ("openat", "getdents64", "newfstatat", "read")
 """Shown apart; `newfstatat` is every stat."""
@@ -59,7 +59,7 @@ class Measured:
     processor: list[float] = field(default_factory=list)
 
 
-def rows(tree: trees.Tree) -> dict[str, Callable[[], object]]:
+def rows(tree: large_trees.Tree) -> dict[str, Callable[[], object]]:
     return {
         "floor": lambda: floor(tree, headers=False),
         "locate.latest": lambda: locate.latest(tree.save),
@@ -69,7 +69,7 @@ def rows(tree: trees.Tree) -> dict[str, Callable[[], object]]:
     }
 
 
-def floor(tree: trees.Tree, *, headers: bool) -> None:
+def floor(tree: large_trees.Tree, *, headers: bool) -> None:
     """Lists, looks, opens and reads as often as every search must, and thinks nothing of it."""
     for directory in tree.listed:
         os.listdir(directory)
@@ -80,7 +80,7 @@ def floor(tree: trees.Tree, *, headers: bool) -> None:
             file.read()
 
 
-def measure(tree: trees.Tree, rounds: int) -> list[Measured]:
+def measure(tree: large_trees.Tree, rounds: int) -> list[Measured]:
     """Every row once a round, in another order each time, and once before as a warm-up."""
     work = rows(tree)
     found = {name: Measured(name) for name in work}
@@ -146,7 +146,7 @@ def show(title: str, headings: tuple[str, ...], cells: list[tuple[str, ...]]) ->
     return "\n".join([f"## {title}", "", *(f"| {' | '.join(row)} |" for row in table), ""])
 
 
-def make(text: str, top: Path) -> trees.Tree:
+def make(text: str, top: Path) -> large_trees.Tree:
     """The tree that `ours:1000x8` means: kind, checkpoints, ranks."""
     kind, _, size = text.partition(":")
     checkpoints, ranks = map(int, size.split("x"))

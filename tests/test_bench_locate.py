@@ -14,11 +14,11 @@ from ms_resume import locate, verify
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import bench_locate
-import trees
+import large_trees
 
 
-@pytest.mark.parametrize("make", [trees.ours, trees.stock])
-def test_the_trees_are_checkpoints(make: Callable[[Path, int, int], trees.Tree], tmp_path: Path) -> None:
+@pytest.mark.parametrize("make", [large_trees.ours, large_trees.stock])
+def test_the_trees_are_checkpoints(make: Callable[[Path, int, int], large_trees.Tree], tmp_path: Path) -> None:
     """The newest is whole to its last byte, and what a search must look at is all there; so is the one before it."""
     tree = make(tmp_path / "save", 4, 3)
     newest = locate.latest(tree.save, check=verify.headers)

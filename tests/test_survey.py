@@ -19,7 +19,7 @@ from ms_resume.ondisk import meta, names
 from ms_resume.records import Checkpoint, Position
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
-import trees
+import large_trees
 
 P = Position.parse
 
@@ -79,7 +79,7 @@ def test_ranks_that_have_the_same_are_known_by_it(save: Path) -> None:
 
 def test_paths_of_old_positions_are_not_kept(tmp_path: Path) -> None:
     """Nor is a `meta.json` read again for each position."""
-    surveyed = survey.take(trees.stock(tmp_path / "save", 12, 2).save)
+    surveyed = survey.take(large_trees.stock(tmp_path / "save", 12, 2).save)
     with pytest.MonkeyPatch.context() as patch:
         read = []
         patch.setattr(meta, "read", lambda directory: read.append(directory) or meta.Meta(None, trouble="missing"))
@@ -120,9 +120,9 @@ def test_a_reference_kept_elsewhere_is_no_position(tmp_path: Path) -> None:
     assert P("9_0") in surveyed.payloads
 
 
-@pytest.mark.parametrize(("make", "looked_at"), [(trees.ours, set()), (trees.stock, {P("0_12")})])
+@pytest.mark.parametrize(("make", "looked_at"), [(large_trees.ours, set()), (large_trees.stock, {P("0_12")})])
 def test_paths_are_made_for_what_is_looked_at(
-    make: Callable[[Path, int, int], trees.Tree], looked_at: set[Position], tmp_path: Path
+    make: Callable[[Path, int, int], large_trees.Tree], looked_at: set[Position], tmp_path: Path
 ) -> None:
     """Votes name their own files; of a stock position the listing does."""
     surveyed = survey.take(make(tmp_path / "save", 12, 2).save)
@@ -144,8 +144,10 @@ print(json.dumps([str(located.checkpoint.position), len(seen)]))
 """
 
 
-@pytest.mark.parametrize("make", [trees.ours, trees.stock])
-def test_calls_do_not_grow_with_what_is_older(make: Callable[[Path, int, int], trees.Tree], tmp_path: Path) -> None:
+@pytest.mark.parametrize("make", [large_trees.ours, large_trees.stock])
+def test_calls_do_not_grow_with_what_is_older(
+    make: Callable[[Path, int, int], large_trees.Tree], tmp_path: Path
+) -> None:
     """As many directories listed and files opened among three checkpoints as among forty."""
     counted = {}
     for checkpoints in (3, 40):
