@@ -11,8 +11,13 @@ if TYPE_CHECKING:
     from ms_resume.errors import MsResumeError
     from ms_resume.records import Position
     from ms_resume.resume.checkpointer import Checkpointer
+    from ms_resume.resume.components.cursor import Cursor
+    from ms_resume.resume.components.draws import Draws
     from ms_resume.resume.components.fields import Fields
+    from ms_resume.resume.components.metrics import MetricsLog
+    from ms_resume.resume.components.pipeline import DatasetCursor
     from ms_resume.resume.components.randomness import Randomness
+    from ms_resume.resume.components.rates import LearningRates
     from ms_resume.resume.schedule import Schedule
     from ms_resume.settings import Settings
     from ms_resume.state import Component
@@ -22,7 +27,12 @@ __version__ = "0.1.0"
 _HOMES = {
     "Checkpointer": "ms_resume.resume.checkpointer",
     "Component": "ms_resume.state",
+    "Cursor": "ms_resume.resume.components.cursor",
+    "DatasetCursor": "ms_resume.resume.components.pipeline",
+    "Draws": "ms_resume.resume.components.draws",
     "Fields": "ms_resume.resume.components.fields",
+    "LearningRates": "ms_resume.resume.components.rates",
+    "MetricsLog": "ms_resume.resume.components.metrics",
     "MsResumeError": "ms_resume.errors",
     "Position": "ms_resume.records",
     "Randomness": "ms_resume.resume.components.randomness",
@@ -33,7 +43,12 @@ _HOMES = {
 __all__ = [
     "Checkpointer",
     "Component",
+    "Cursor",
+    "DatasetCursor",
+    "Draws",
     "Fields",
+    "LearningRates",
+    "MetricsLog",
     "MsResumeError",
     "Position",
     "Randomness",

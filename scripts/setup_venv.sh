@@ -3,7 +3,7 @@
 #
 #   VENV     where (default .venv at the top of the repository)
 #   PYTHON   which Python (default: the newest of 3.12, 3.11, 3.10 on PATH that runs)
-#   EXTRAS   which extras (default cpu,example,dev)
+#   EXTRAS   which extras (default cpu,dev)
 #
 # A stamp inside, written last, says what was installed, from which path. Without it, or after a move, the environment
 # is made anew, because an interrupted pip leaves packages that import and then fail.
@@ -11,7 +11,7 @@ set -euo pipefail
 
 top="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)"
 VENV="${VENV:-${top}/.venv}"
-EXTRAS="${EXTRAS:-cpu,example,dev}"
+EXTRAS="${EXTRAS:-cpu,dev}"
 stamp="${VENV}/.ms_resume_stamp" # says: ready, and for what
 mark="${VENV}/.ms_resume_setup"  # says: made by this script, so it may remove it
 

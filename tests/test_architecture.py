@@ -48,7 +48,12 @@ HEIGHT = {part: height for height, parts in enumerate(LAYERS) for part in parts}
 PUBLIC = [
     "Checkpointer",
     "Component",
+    "Cursor",
+    "DatasetCursor",
+    "Draws",
     "Fields",
+    "LearningRates",
+    "MetricsLog",
     "MsResumeError",
     "Position",
     "Randomness",

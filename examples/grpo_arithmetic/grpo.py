@@ -11,9 +11,8 @@ import numpy as np
 import numpy.typing as npt
 from mindspore import Tensor, ops
 
-from grpo_arithmetic.rollout import Rollout
 from grpo_arithmetic.settings import RLConfig
-from grpo_arithmetic.task import CHARACTERS
+from grpo_arithmetic.task import CHARACTERS, Ints
 
 Floats = npt.NDArray[np.float32]
 STD_FLOOR = 1.0e-4
@@ -52,21 +51,16 @@ def log_prob_function(net: Any, start: int, temperature: float) -> Callable[[Any
 
 
 class Scorer:
-    """Makes an `Experience` of a rollout: both nets' log-probabilities, compiled."""
+    """Both nets' log-probabilities of a rollout's completions, compiled."""
 
     def __init__(self, policy: Any, ref: Any, start: int, temperature: float) -> None:
         self._policy_log_probs = ms.jit(log_prob_function(policy, start, temperature))
         self._ref_log_probs = ms.jit(log_prob_function(ref, start, temperature))
 
-    def score(self, rollout: Rollout, row_advantages: Floats) -> Experience:
-        tokens = Tensor(rollout.tokens)
-        return Experience(
-            tokens=tokens,
-            mask=Tensor(rollout.mask),
-            advantages=Tensor(row_advantages[:, None]),
-            old_log_probs=self._policy_log_probs(tokens),
-            ref_log_probs=self._ref_log_probs(tokens),
-        )
+    def score(self, tokens: Ints) -> tuple[Floats, Floats]:
+        """Of the policy and of the reference, each (rows, completion)."""
+        rows = Tensor(tokens)
+        return self._policy_log_probs(rows).asnumpy(), self._ref_log_probs(rows).asnumpy()
 
 
 def loss_function(log_probs: Callable[[Any], Any], config: RLConfig) -> Callable[..., Any]:

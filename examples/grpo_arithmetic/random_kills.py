@@ -116,6 +116,8 @@ def _train(launch: Launch, title: str, killer: Killer | None = None) -> None:
         killer.wait()
     struck = killer.struck if killer else "left alone"
     print(f"{title}: {struck}; exit {code} after {time.monotonic() - began:.0f} s", flush=True)
+    said = [line for line in launch.log.read_text(errors="replace").splitlines() if line.startswith("rollouts: ")]
+    print("\n".join(said), end="\n" if said else "", flush=True)
     if (killer is None and code) or (killer is not None and not killer.struck):
         tail = "".join(launch.log.read_text().splitlines(keepends=True)[-20:])
         raise SystemExit(f"random_kills: not as planned, see {launch.log}\n{tail}")

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from mindspore import Tensor
 
+from ms_resume import Draws
+
 if TYPE_CHECKING:
     from grpo_arithmetic.trainer import GRPOTrainer
 
@@ -61,7 +63,6 @@ class _Forget:
         if what not in BREAKS:
             raise ValueError(f"GRPO_BREAK is {what!r}, expected one of {', '.join(BREAKS)}")
         self._trainer, self._what = trainer, what
-        self._generator_state = trainer.generator.bit_generator.state
 
     def __call__(self, phase: str, epoch: int, step: int) -> None:
         if phase == "start" and (epoch, step) != (0, 0):
@@ -77,7 +78,7 @@ class _Forget:
         step.copy_(Tensor(np.zeros(step.shape, np.int32)))
 
     def _rng(self, epoch: int) -> None:
-        self._trainer.generator.bit_generator.state = self._generator_state
+        self._trainer.draws = Draws(self._trainer.config.rl_config.seed + 1, self._trainer.world.rank)
 
     def _data(self, epoch: int) -> None:
-        self._trainer.stream.seek(epoch, 0)
+        self._trainer.cursor.seek(epoch, 0)

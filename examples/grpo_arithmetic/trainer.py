@@ -1,23 +1,23 @@
 """The GRPO loop of one rank: what a step is, in which order, and what state it leaves behind.
 
 A position (E, S) is MindRLHF's: S steps of epoch E are done. A save comes at the top of a step, before it is
-trained, and once more at (epochs, 0). Everything that a later step depends on lives in seven objects, named
-in `__init__`.
+trained, and once more at (epochs, 0). Everything that a later step depends on lives in the objects that
+`_checkpointer` hands over.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import mindspore as ms
 import numpy as np
+from mindspore import Tensor
 
 import ms_resume
 from grpo_arithmetic import data, evaluate, grpo, reward, rollout, weights
-from grpo_arithmetic.data import PromptStream
 from grpo_arithmetic.grpo import Experience, Scorer
 from grpo_arithmetic.metrics import Metrics
 from grpo_arithmetic.model import Decoder
@@ -42,29 +42,32 @@ class GRPOTrainer:
         self.config, self.world, self.request = config, world, request
         self.on_phase: list[PhaseHook] = []
         self._wishes = 0.0
+        self._last: dict[str, float] = {}
         dataset_file = self._dataset_file()
         self.held_out = data.read_all(data.held_out_file(dataset_file))
         self._build_nets(self.held_out.tokens.shape[1])
         loss_scale, window = config.actor_config.loss_scale_value, config.example_config.loss_scale_window
         self.scaler = LossScaler(loss_scale, window)
-        self.generator = np.random.default_rng([config.rl_config.seed, world.rank])
-        self.stream = PromptStream(
-            dataset_file,
+        self.draws = ms_resume.Draws(config.rl_config.seed, world.rank)
+        self.prompts = data.read_all(dataset_file)
+        self.cursor = ms_resume.Cursor(
+            len(self.prompts),
+            batch=config.rl_config.prompts_per_rank,
             seed=config.rl_config.seed,
-            prompts_per_step=config.rl_config.prompts_per_rank,
-            epochs=config.rl_config.epochs,
-            shard=(world.rank, world.size),
+            rank=world.rank,
+            num_ranks=world.size,
+            data={"prompts": self.prompts.tokens},
+            name="prompts",
         )
-        self.metrics = Metrics()
+        self.metrics = self._metrics()
         self._build_stages(self.held_out.tokens.shape[1])
 
     def run(self) -> None:
         """Trains from the newest whole checkpoint, or from the base model, to (epochs, 0)."""
         with self._checkpointer() as self.checkpointer:
             first = self._start()
-            self._open_metrics()
+            self.rollouts = self.checkpointer.rollouts()
             self._train(first)
-        self.metrics.close()
         self._report_accuracy()
 
     def _train(self, first: ms_resume.Position) -> None:
@@ -72,11 +75,11 @@ class GRPOTrainer:
         if first.epoch >= epochs and self.world.is_first:
             print(f"nothing left to train: the run ended at {first}", flush=True)
         for epoch in range(first.epoch, epochs):
-            left = range(first.step if epoch == first.epoch else 0, self.stream.steps_per_epoch)
-            for prompts, step in zip(self.stream.epoch(), left):  # noqa: B905  # BREAK=data makes them differ
+            left = range(first.step if epoch == first.epoch else 0, self.cursor.steps_per_epoch)
+            for indices, step in zip(self.cursor.epoch(), left):  # noqa: B905  # BREAK=data makes them differ
                 if self.checkpointer.due(epoch, step, wishes=self._wishes):
                     self._save(epoch, step)
-                self._train_step(epoch, step, prompts)
+                self._train_step(epoch, step, self.prompts.rows(indices))
         if first.epoch < epochs:
             self._save(epochs, 0)
 
@@ -125,12 +128,14 @@ class GRPOTrainer:
             optimizer=self.optimizer,
             ref=self.ref,
             components=[
-                ms_resume.Randomness(sampling=self.generator),
+                ms_resume.Randomness(),
+                self.draws,
+                self.cursor,
                 ms_resume.Fields("loss_scale", self.scaler, "scale", "good_steps"),
                 ms_resume.Fields("metrics", self.metrics, *counters),
-                self.stream,
+                self.metrics.log,
             ],
-            steps_per_epoch=self.stream.steps_per_epoch,
+            steps_per_epoch=self.cursor.steps_per_epoch,
             config=asdict(self.config),
             model_config=asdict(self.config.example_config.model),
             parallel=self.request.parallel,
@@ -152,38 +157,56 @@ class GRPOTrainer:
         self._announce("start", position.epoch, position.step)
         return position
 
-    def _open_metrics(self) -> None:
-        rl = self.config.rl_config
-        if self.world.is_first:
-            directory = self.save_dir / "metrics"
-            board = Path(rl.tensorboard_dir) if rl.tensorboard_dir else directory / "tensorboard"
-            self.metrics.open(directory, tensorboard=board if rl.tensorboard else None)
+    def _metrics(self) -> Metrics:
+        if not self.world.is_first:
+            return Metrics(None)
+        rl, directory = self.config.rl_config, self.save_dir / "metrics"
+        board = Path(rl.tensorboard_dir) if rl.tensorboard_dir else directory / "tensorboard"
+        return Metrics(directory, tensorboard=board if rl.tensorboard else None)
 
     def _save(self, epoch: int, step: int) -> None:
         """Behind the rollout of that step: what a step writes is written after the fence."""
         self._announce("save", epoch, step)
-        self.checkpointer.begin(epoch, step)
+        self.checkpointer.begin(epoch, step, self._last)
 
     def _train_step(self, epoch: int, step: int, prompts: Prompts) -> None:
         self._announce("rollout", epoch, step)
-        experience, rewards, right = self._roll_out(prompts)
+        rolled = self._roll_out(prompts)
+        experience = self._experience(rolled)
         self.checkpointer.fence()
         self._announce("update", epoch, step)
         for _ in range(self.config.rl_config.num_iterations):
             update = self._learner.step(experience)
             self.metrics.skipped_updates += update.overflow
         self._sync_ref()
-        self._record((epoch, step), prompts.ids, update, float(rewards.mean()), int(right.sum()))
+        self._record((epoch, step), prompts.ids, update, float(rolled["rewards"].mean()), int(rolled["right"].sum()))
 
-    def _roll_out(self, prompts: Prompts) -> tuple[Experience, Any, Any]:
+    def _roll_out(self, prompts: Prompts) -> Mapping[str, Any]:
+        """Generated once, whatever dies before the next checkpoint: a resume gives back what was finished."""
+        step = self.metrics.global_step
+        return self.rollouts.take(step, lambda: self._generate(step, prompts), inputs={"prompts": prompts.tokens})
+
+    def _generate(self, step: int, prompts: Prompts) -> dict[str, Any]:
         sampling, group = self.config.generate_config.sampling_config, self.config.rl_config.num_generations
         rows = prompts.repeated(group)
-        gumbel = rollout.noise(self.generator, len(rows), sampling.max_tokens, sampling.temperature)
+        generator = self.draws.generator(step, "sampling")
+        gumbel = rollout.noise(generator, len(rows), sampling.max_tokens, sampling.temperature)
         rolled = self._sampler.complete(rows.tokens, gumbel)
         texts = reward.texts(rolled.completions)
-        rewards = reward.rewards(texts, rows.answers, self._verifiers)
-        experience = self._scorer.score(rolled, grpo.advantages(rewards, group))
-        return experience, rewards, reward.right(texts, rows.answers)
+        old, ref = self._scorer.score(rolled.tokens)
+        return {
+            "tokens": rolled.tokens,
+            "mask": rolled.mask,
+            "old_log_probs": old,
+            "ref_log_probs": ref,
+            "rewards": reward.rewards(texts, rows.answers, self._verifiers),
+            "right": reward.right(texts, rows.answers),
+        }
+
+    def _experience(self, rolled: Mapping[str, Any]) -> Experience:
+        gains = grpo.advantages(rolled["rewards"], self.config.rl_config.num_generations)
+        names = ("tokens", "mask", "old_log_probs", "ref_log_probs")
+        return Experience(advantages=Tensor(gains[:, None]), **{name: Tensor(rolled[name]) for name in names})
 
     def _sync_ref(self) -> None:
         ref = self.config.ref_config
@@ -195,7 +218,7 @@ class GRPOTrainer:
         own = [update.loss, mean_reward, update.kl, right, self.checkpointer.wish(), *ids.tolist()]
         everyone = self.world.gather(np.array(own, np.float32))
         figures = dict(zip(("loss", "reward", "kl"), everyone[:, :3].mean(axis=0).tolist(), strict=True))
-        self._wishes = float(everyone[:, 4].sum())
+        self._last, self._wishes = figures, float(everyone[:, 4].sum())
         all_ids = everyone[:, 5:].astype(int).ravel().tolist()
         samples, all_right = len(all_ids) * self.config.rl_config.num_generations, int(everyone[:, 3].sum())
         line = {"epoch": at[0], "step": at[1], **figures, "right": all_right / samples, "lr": update.lr}
@@ -211,6 +234,7 @@ class GRPOTrainer:
         """The policy beside the reference, which is the base model unless it was synchronised."""
         if not self.world.is_first:
             return
+        print(f"rollouts: {self.rollouts.generated} generated, {self.rollouts.given_back} given back", flush=True)
         rows = self.config.rl_config.prompts_per_rank * self.config.rl_config.num_generations
         max_tokens = self.config.generate_config.sampling_config.max_tokens
         for name, sampler in (("reference", Sampler(self.ref)), ("policy", self._sampler)):

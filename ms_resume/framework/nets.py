@@ -9,10 +9,11 @@ view on 2.10.0).
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
-from ms_resume.errors import MsResumeError, UsageError
+from ms_resume.errors import MsResumeError, NamesMismatch, UsageError
 from ms_resume.ondisk import ckpt
 from ms_resume.records import TensorInfo
 from ms_resume.state import Arrays, HostTensor, Tensors, from_array, to_array, writable
@@ -61,17 +62,7 @@ class Net:
         return bool(get_context("device_target") == "CPU")
 
     def place(self, name: str, value: HostTensor) -> None:
-        from mindspore import Tensor
-
-        parameter, array = self._parameters[name], array_of(value)
-        held = _info(parameter)
-        if (value.dtype, value.shape) != (held.dtype, held.shape):
-            raise MsResumeError(f"{name}: {value.dtype}{value.shape} does not fit {held.dtype}{held.shape}")
-        device, address = parameter.device, parameter.data_ptr()
-        parameter.copy_(Tensor(array))  # which copies: what is read next into the same buffer is not seen
-        # On Ascend a parameter lies in host memory, at an address of its own or none, until it is first used.
-        if address and parameter.device == device and parameter.data_ptr() != address:
-            raise MsResumeError(f"{name}: moved while it was loaded, so training would not see the loaded values")
+        _place(self._parameters[name], value, name)
 
     def holds(self, name: str, other: Net) -> bool:
         """Whether `other` has the same parameter under that name."""
@@ -109,6 +100,60 @@ def check_separate(policy: Tensors, ref: Tensors | None) -> None:
             "training the policy would train the reference",
             hint="load them from two dicts, or copy each value (one dict loaded into two nets is shared)",
         )
+
+
+def learning_rates(optimizer: Any) -> dict[str, Any]:
+    """The learning rates that are parameters, by a name of their own. Those of `experimental.optim` are in `lrs` and in
+    no list of parameters; of `nn` optimizers all are registered, a schedule's is none."""
+    rates = getattr(optimizer, "lrs", None)
+    if rates is None:
+        held = getattr(optimizer, "learning_rate", ())
+        rates = held if isinstance(held, (list, tuple)) else [held]
+    return {f"rate_{number}": rate for number, rate in enumerate(rates) if hasattr(rate, "copy_")}
+
+
+def counters(scheduler: Any, prefix: str = "schedule") -> dict[str, Any]:
+    """Every parameter that a scheduler of `experimental.optim.lr_scheduler` counts in, also of schedulers within it.
+    It has no `state_dict`, and is no Cell."""
+    held = vars(scheduler) if scheduler is not None else {}
+    found = {f"{prefix}_{name}": value for name, value in held.items() if type(value).__name__ == "Parameter"}
+    for number, inner in enumerate(held.get("_schedulers", ())):
+        found |= counters(inner, f"{prefix}_{number}")
+    return found
+
+
+def to_plain_array(parameter: Any) -> Any:
+    """A copy of a parameter's value, which `assign` takes; bfloat16, which NumPy lacks, as its bits."""
+    import numpy as np
+
+    array = parameter.asnumpy()
+    return array.view(np.uint16).copy() if array.dtype.name == "bfloat16" else np.array(array)
+
+
+def assign(parameter: Any, array: Any, name: str) -> None:
+    """Gives a parameter a value of `to_plain_array`, in place. Raises NamesMismatch where it does not fit."""
+    value, held = from_array(array), _info(parameter)
+    if (value.dtype, held.dtype) == ("U16", "BF16"):
+        value = replace(value, dtype="BF16")
+    if value.info != held:
+        raise NamesMismatch(
+            f"{name}: the checkpoint has {value.dtype}{list(value.shape)}, this trainer {held.dtype}{list(held.shape)}",
+            hint="run with the code and the configuration that saved it",
+        )
+    _place(parameter, value, name)
+
+
+def _place(parameter: Any, value: HostTensor, name: str) -> None:
+    from mindspore import Tensor
+
+    array, held = array_of(value), _info(parameter)
+    if (value.dtype, value.shape) != (held.dtype, held.shape):
+        raise MsResumeError(f"{name}: {value.dtype}{value.shape} does not fit {held.dtype}{held.shape}")
+    device, address = parameter.device, parameter.data_ptr()
+    parameter.copy_(Tensor(array))  # which copies: what is read next into the same buffer is not seen
+    # On Ascend a parameter lies in host memory, at an address of its own or none, until it is first used.
+    if address and parameter.device == device and parameter.data_ptr() != address:
+        raise MsResumeError(f"{name}: moved while it was loaded, so training would not see the loaded values")
 
 
 def _info(parameter: Any) -> TensorInfo:

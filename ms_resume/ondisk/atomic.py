@@ -107,6 +107,36 @@ def scribble(path: Path, content: bytes) -> None:
             os.close(fd)
 
 
+def append(path: Path, content: list[Chunk], size: int, *, durable: bool = True) -> int:
+    """Adds to a log whose first `size` bytes are good, and makes it where there is none; what follows them is cut.
+
+    Of what is added a reader may see any part, also after an error or a crash: the log has to show where it is torn.
+
+    Args:
+        durable: Without it the log is in the kernel's hands when this returns: it survives the process, not the power.
+
+    Returns:
+        How many bytes are good now.
+    """
+    with _reported(path, "append"):
+        new = not path.exists()
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        try:
+            if os.fstat(fd).st_size > size:
+                os.ftruncate(fd, size)
+            size = os.lseek(fd, 0, os.SEEK_END)
+            for chunk in content:
+                _write_all(fd, memoryview(chunk))
+                size += len(chunk)
+            if durable:
+                os.fsync(fd)
+        finally:
+            os.close(fd)
+    if new:
+        sync_dir(path.parent)
+    return size
+
+
 def make_empty(path: Path) -> None:
     """Makes a file whose name is all that it says. One that is there keeps its content, and is made durable too."""
     with _reported(path, "make"):

@@ -3,6 +3,7 @@
 <save>/<role dir>/rank_R/<prefix>_rank_R-E_S.<format>      payloads, MindRLHF's own names
 <save>/commits/E_S/rank_R.json                             votes
 <save>/commits/attempts/NNNNNN.json                        attempt records
+<save>/rollouts/rank_R/rollouts_rank_R-E_S.<attempt>.log   finished rollouts of the steps since (E, S)
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ _ATTEMPT_NAME = r"\d{6,18}-[0-9a-f]{16}"
 _ATTEMPT = re.compile(_ATTEMPT_NAME, re.ASCII)
 _DELETED = re.compile(rf"({NUMBER})_({NUMBER})\.deleted-({_ATTEMPT_NAME})(?:\.\d+)?", re.ASCII)
 _PART = re.compile(rf"\.(?P<final>.+)\.(?P<attempt>{_ATTEMPT_NAME})\.part", re.ASCII)
+_ROLLOUTS = re.compile(rf"rollouts_rank_({NUMBER})-({NUMBER})_({NUMBER})\.{_ATTEMPT_NAME}\.log", re.ASCII)
 _RETIRED = re.compile(rf"\.(?P<final>.+)\.(?P<attempt>{_ATTEMPT_NAME})\.retired", re.ASCII)
 
 
@@ -101,6 +103,20 @@ def stays_inside(path: str) -> bool:
 def parse_rank_dir(name: str) -> int | None:
     match = _RANK_DIR.fullmatch(name)
     return rank if match and (rank := int(match[1])) < MOST_RANKS else None
+
+
+def rollouts_dir(save: Path, rank: int) -> Path:
+    return save / "rollouts" / f"rank_{rank}"
+
+
+def rollouts(save: Path, rank: int, position: Position, attempt: str) -> Path:
+    return rollouts_dir(save, rank) / f"rollouts_rank_{rank}-{position}.{attempt}.log"
+
+
+def parse_rollouts(name: str, rank: int) -> Position | None:
+    """The position from which a log of this rank's rollouts counts; None for any other name."""
+    match = _ROLLOUTS.fullmatch(name)
+    return Position(int(match[2]), int(match[3])) if match and int(match[1]) == rank else None
 
 
 def commits(save: Path) -> Path:

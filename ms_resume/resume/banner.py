@@ -24,6 +24,8 @@ class Story:
     rejected: Sequence[Rejection] = ()
     restored: Sequence[str] = ()
     anew: Sequence[str] = ()
+    unsaved: Sequence[str] = ()
+    notes: Sequence[str] = ()
     warnings: Sequence[str] = ()
     fresh_allowed: bool = False
     weights: str = ""
@@ -48,6 +50,9 @@ def _lines(story: Story) -> list[str]:
     lines += [f"  {line}" for line in story.placed]
     if story.anew:
         lines.append(f"  starts anew, the checkpoint has nothing for it: {', '.join(story.anew)}")
+    if story.unsaved:
+        lines.append(f"  starts anew at each resume, no component saves it: {'; '.join(story.unsaved)}")
+    lines += [f"  note: {note}" for note in story.notes]
     lines += [f"  warning: {warning}" for warning in story.warnings]
     return lines
 

@@ -26,7 +26,8 @@ from ms_resume.load import doubt
 from ms_resume.load.match import Gaps
 from ms_resume.ownership import Heartbeat
 from ms_resume.records import Position, Writer
-from ms_resume.resume import agree, banner, disks, fingerprint, session, warm_start
+from ms_resume.resume import agree, banner, disks, fingerprint, gaps, session, warm_start
+from ms_resume.resume.rollouts import Rollouts
 from ms_resume.resume.saver import Saver
 from ms_resume.resume.schedule import Schedule, Wishes
 from ms_resume.resume.session import Job, Loaded, Request
@@ -96,6 +97,7 @@ class Checkpointer:
         self._origin: Position | None = None
         self._standing = Position(0, 0)
         self._saver: Saver | None = None
+        self._rollouts: Rollouts | None = None
         self._wishes = Wishes(self._job.save, self._job.group.rank, schedule or Schedule())
         self.position = Position(0, 0)
 
@@ -295,7 +297,28 @@ class Checkpointer:
         begun = saver.begin(position, metrics or {})
         if begun:
             self._wishes.granted()
+            if self._rollouts is not None:
+                self._rollouts.begin(position)
         return begun
+
+    def rollouts(self) -> Rollouts:
+        """Where finished rollouts of the steps since the last checkpoint are kept; see `Rollouts.take`.
+
+        Called by all ranks alike, after `start`.
+        """
+        if self._rollouts is None:
+            saver, writer, job = self._started(), self._writer, self._job
+            assert writer is not None  # started
+            self._rollouts = Rollouts(
+                writer,
+                job.group,
+                job.roles["policy"],
+                job.about["config"].get("fingerprint", ""),
+                position=self.position,
+                committed=lambda: saver.committed,
+                tell=lambda text: self._say(f"ms_resume: rank {job.group.rank}: {text}"),
+            )
+        return self._rollouts
 
     def wish(self) -> float:
         """1.0 when this rank wants a save before its time, else 0.0: for a sum over all ranks that the trainer makes in
@@ -341,6 +364,8 @@ class Checkpointer:
                 self._saver.meet()
                 agree.together(self._job.group, self._saver.tidy)
                 self._saver.tidy()
+            if self._rollouts is not None:
+                self._rollouts.close()
         finally:
             self._stop_heartbeat()
 
@@ -355,6 +380,8 @@ class Checkpointer:
         else:
             if self._saver is not None:
                 self._saver.close()
+            if self._rollouts is not None:
+                self._rollouts.flush()
             self._stop_heartbeat()  # the other ranks may be gone: waiting for them would hide the error
 
     def _take(self, loaded: Loaded, request: Request, writer: Writer, saver: Saver, placed: Warmed | None) -> None:
@@ -401,6 +428,8 @@ def _story(job: Job, request: Request, writer: Writer, loaded: Loaded, placed: W
         rejected=chosen.rejected,
         restored=loaded.restored,
         anew=loaded.anew if chosen.position else (),
+        unsaved=gaps.unsaved(job.roles, job.components),
+        notes=gaps.notes(job.components) if chosen.position else (),
         warnings=(*chosen.warnings, *loaded.warnings) if not chosen.position else loaded.warnings,
         fresh_allowed=request.allow_fresh_start,
         seconds=loaded.seconds,

@@ -18,7 +18,7 @@ from ms_resume.errors import Damaged, DiskError, MsResumeError, UsageError
 from ms_resume.framework import nets
 from ms_resume.layouts import survey
 from ms_resume.records import Position, Vote, Writer
-from ms_resume.resume import agree, disks, restore
+from ms_resume.resume import agree, disks, gaps, restore
 from ms_resume.resume.session import Job
 from ms_resume.state import HostTensor, pack, scalar
 from ms_resume.write import replicas
@@ -75,6 +75,11 @@ class Saver:
         """
         self._writer, self._named = writer, named
 
+    @property
+    def committed(self) -> Position | None:
+        """The newest complete checkpoint of this run that this rank knows of."""
+        return self._named.position if self._named else None
+
     def begin(self, position: Position, metrics: Mapping[str, Any]) -> bool:
         """Takes the state as that of `position`. Returns before it is copied; False when it was skipped.
 
@@ -88,6 +93,8 @@ class Saver:
         self.wait()
         self.rest()
         self._saves += 1
+        for doubt in gaps.inexact_draws(self._job.roles["policy"]) if self._saves == 1 else ():
+            self._tell(f"warning: {doubt}")
         snapshot, about = self._snapshot(position), {**self._job.about, "metrics": dict(metrics)}
         _savers.add(self)
         save = partial(self._save, snapshot, about)

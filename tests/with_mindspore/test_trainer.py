@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import random
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 
 import ms_resume
@@ -27,17 +25,6 @@ def test_a_run_that_is_past_its_end_saves_nothing(start):
     GRPOTrainer._train(trainer, ms_resume.Position(*start))
 
     assert saved == []
-
-
-def test_the_prompts_leave_random_numbers_alone(tmp_path):
-    """They are opened after a resume has restored what Python and NumPy draw next."""
-    file = tmp_path / "sums.mindrecord"
-    data.make_files(file, TaskConfig(6, 8))
-    before = random.getstate(), np.random.get_state()[1].tolist()
-    stream = data.PromptStream(file, seed=0, prompts_per_step=2, epochs=1, shard=(0, 1))
-    next(stream.epoch())
-
-    assert (random.getstate(), np.random.get_state()[1].tolist()) == before
 
 
 def test_prompts_that_cannot_be_written_are_one_clear_error(tmp_path):

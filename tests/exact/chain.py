@@ -1,0 +1,121 @@
+"""One run that is killed from outside, started again, killed again, until it is through: each kill costs one launch."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from exact import tiny_sizes
+from exact.launches import Server
+from exact.settings import Setting
+from grpo_arithmetic import compare
+
+PHASES = ("start", "rollout", "update", "save", "epoch")
+"""In the load; while it generates; while it updates; behind a save that has begun; at an epoch's end."""
+
+LONGEST_S = {"start": 0.5}
+"""From a phase's beginning to the kill; of the others 0.06 s, more often less."""
+
+AGAIN = 0.25
+"""How often a launch is killed before it has saved anything, right after another one was killed."""
+
+
+@dataclass
+class Chain:
+    """What came of one chain. `generated` counts how often each step was generated over all launches."""
+
+    setting: Setting
+    seed: int
+    equal: bool = False
+    tensors: int = 0
+    differ: int = 0
+    kills: Counter[str] = field(default_factory=Counter)
+    in_a_row: int = 0
+    """Kills of a launch that had saved nothing since the kill before it."""
+    generated: Counter[int] = field(default_factory=Counter)
+
+    @property
+    def generated_again(self) -> int:
+        return sum(count - 1 for count in self.generated.values())
+
+
+def reference(server: Server, setting: Setting, directory: Path) -> Path:
+    """The run that nobody disturbs; made once."""
+    save = directory / "undisturbed"
+    if not save.exists():
+        launch = server.launch(save, str(setting), resume=False, log=directory / "undisturbed.txt")
+        for _ in launch:
+            pass
+        if status := server.ended():
+            raise SystemExit(f"{setting}: the undisturbed run ended with {status}, see {directory}/undisturbed.txt")
+    return save
+
+
+def run(server: Server, setting: Setting, seed: int, directory: Path, most: int = 1000) -> Chain:
+    """Kills and resumes until the run is through, and compares.
+
+    Args:
+        most: After so many kills it is left alone.
+
+    Raises:
+        SystemExit: A launch that nobody killed ended badly.
+    """
+    undisturbed = reference(server, setting, directory)
+    chance, chain = random.Random(f"{seed} {setting}"), Chain(setting, seed)
+    save, log = directory / f"killed-{seed}", directory / f"killed-{seed}.txt"
+    shutil.rmtree(save, ignore_errors=True)
+    save.mkdir()
+    saved = True
+    while True:
+        plan = _plan(chance, again=chain.kills.total() > 0) if chain.kills.total() < most else None
+        status, saves = _launch(server, setting, save, log, plan, chain)
+        if status == signal.SIGKILL and plan is not None:
+            chain.kills[plan[0]] += 1
+            chain.in_a_row += not saved
+            saved = saves > 0
+        elif status:
+            tail = "".join(log.read_text().splitlines(keepends=True)[-20:])
+            raise SystemExit(f"{setting}, seed {seed}: a launch ended with wait status {status}\n{tail}")
+        else:
+            break
+    result = compare.runs(undisturbed, save)
+    chain.equal, chain.tensors, chain.differ = result.equal, result.tensors, result.differ
+    if result.equal:
+        shutil.rmtree(save)
+    else:
+        print(compare.table(result), flush=True)
+    return chain
+
+
+def _plan(chance: random.Random, *, again: bool) -> tuple[str, int, float]:
+    """Which phase, its how manieth time in the launch, and how many seconds later."""
+    if again and chance.random() < AGAIN:
+        phase, most = chance.choice(("start", "rollout", "update")), 2
+    else:
+        phase, most = chance.choices(PHASES, [0, 4, 4, 4, 2])[0], 12
+    nth = {"start": 1, "epoch": 1, "save": chance.randint(1, 3)}.get(phase, chance.randint(1, most))
+    return phase, nth, LONGEST_S.get(phase, 0.06) * chance.random() ** 2
+
+
+def _launch(
+    server: Server, setting: Setting, save: Path, log: Path, plan: tuple[str, int, float] | None, chain: Chain
+) -> tuple[int, int]:
+    """Wait status, and how many saves it began."""
+    launch = server.launch(save, str(setting), resume=True, log=log)
+    heard: Counter[str] = Counter()
+    for phase, step in launch:
+        heard[phase] += 1
+        if phase == "update" and (step + 1) % tiny_sizes.STEPS_PER_EPOCH == 0:
+            phase, heard["epoch"] = "epoch", heard["epoch"] + 1
+        if phase == "generate":
+            chain.generated[step] += 1
+        if plan and (phase, heard[phase]) == plan[:2]:
+            time.sleep(plan[2])
+            os.kill(launch.pid, signal.SIGKILL)
+    return server.ended(), heard["save"]
