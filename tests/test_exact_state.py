@@ -18,7 +18,7 @@ from test_components import through_disk
 import ms_resume
 from ms_resume.errors import DiskError, LayoutMismatch, NamesMismatch
 from ms_resume.ondisk import events
-from ms_resume.resume import gaps
+from ms_resume.resume import unsaved
 from ms_resume.state import Arrays
 
 
@@ -220,8 +220,8 @@ def test_what_no_component_saves_is_in_the_banner(tmp_path: Path) -> None:
     """A run that hands over no random state starts it anew at each resume, and hears so."""
     roles: dict[str, Any] = {"optimizer": Arrays()}
 
-    assert gaps.unsaved(roles, {}) == ["what Python, NumPy, and MindSpore draw (Randomness)"]
-    assert gaps.unsaved(roles, {"randomness": ms_resume.Randomness()}) == []
+    assert unsaved.components(roles, {}) == ["what Python, NumPy, and MindSpore draw (Randomness)"]
+    assert unsaved.components(roles, {"randomness": ms_resume.Randomness()}) == []
     tiny_run(tmp_path / "save", stop=(0, 6)).ok()
     [first, _] = tiny_run(tmp_path / "save", resume=True).ok()
     assert "no component saves it" not in first.said[0]

@@ -26,7 +26,7 @@ from ms_resume.load import doubt
 from ms_resume.load.match import Gaps
 from ms_resume.ownership import Heartbeat
 from ms_resume.records import Position, Writer
-from ms_resume.resume import agree, banner, disks, fingerprint, gaps, session, warm_start
+from ms_resume.resume import agree, banner, disks, fingerprint, session, unsaved, warm_start
 from ms_resume.resume.rollouts import Rollouts
 from ms_resume.resume.saver import Saver
 from ms_resume.resume.schedule import Schedule, Wishes
@@ -428,8 +428,8 @@ def _story(job: Job, request: Request, writer: Writer, loaded: Loaded, placed: W
         rejected=chosen.rejected,
         restored=loaded.restored,
         anew=loaded.anew if chosen.position else (),
-        unsaved=gaps.unsaved(job.roles, job.components),
-        notes=gaps.notes(job.components) if chosen.position else (),
+        unsaved=unsaved.components(job.roles, job.components),
+        notes=unsaved.notes(job.components) if chosen.position else (),
         warnings=(*chosen.warnings, *loaded.warnings) if not chosen.position else loaded.warnings,
         fresh_allowed=request.allow_fresh_start,
         seconds=loaded.seconds,

@@ -18,7 +18,7 @@ from ms_resume.errors import Damaged, DiskError, MsResumeError, UsageError
 from ms_resume.framework import nets
 from ms_resume.layouts import survey
 from ms_resume.records import Position, Vote, Writer
-from ms_resume.resume import agree, disks, gaps, restore
+from ms_resume.resume import agree, disks, restore, unsaved
 from ms_resume.resume.session import Job
 from ms_resume.state import HostTensor, pack, scalar
 from ms_resume.write import replicas
@@ -93,7 +93,7 @@ class Saver:
         self.wait()
         self.rest()
         self._saves += 1
-        for doubt in gaps.inexact_draws(self._job.roles["policy"]) if self._saves == 1 else ():
+        for doubt in unsaved.inexact_draws(self._job.roles["policy"]) if self._saves == 1 else ():
             self._tell(f"warning: {doubt}")
         snapshot, about = self._snapshot(position), {**self._job.about, "metrics": dict(metrics)}
         _savers.add(self)

@@ -20,7 +20,7 @@ import ms_resume
 from ms_resume.errors import LayoutMismatch, NamesMismatch, UsageError
 from ms_resume.framework import inexact
 from ms_resume.framework.nets import Net
-from ms_resume.resume import gaps
+from ms_resume.resume import unsaved
 from ms_resume.state import pack, unpack
 
 
@@ -121,7 +121,7 @@ def test_rates_of_an_nn_optimizer_are_in_its_own_payload(rate: Any, registered: 
     names = Net(optimizer).infos()
     assert ("learning_rate" in names) == (not isinstance(rate, Falling))
     assert "global_step" in names
-    assert gaps.unsaved({"optimizer": Net(optimizer)}, {"randomness": ms_resume.Randomness()}) == []
+    assert unsaved.components({"optimizer": Net(optimizer)}, {"randomness": ms_resume.Randomness()}) == []
 
 
 def test_groups_of_an_nn_optimizer() -> None:
@@ -151,7 +151,7 @@ def test_rates_without_a_component_are_in_the_banner() -> None:
     roles: dict[str, Any] = {"optimizer": Net(two_rates())}
     randomness = {"randomness": ms_resume.Randomness()}
 
-    assert gaps.unsaved(roles, randomness) == [
+    assert unsaved.components(roles, randomness) == [
         "the optimizer's learning_rate_group_0, learning_rate_group_1 (LearningRates)"
     ]
 

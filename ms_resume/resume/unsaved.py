@@ -14,9 +14,9 @@ from ms_resume.state import Component, Tensors
 _SHOWN = 3
 
 
-def unsaved(roles: Mapping[str, Tensors], components: Mapping[str, Component]) -> list[str]:
+def components(roles: Mapping[str, Tensors], given: Mapping[str, Component]) -> list[str]:
     """What has no component: it starts anew at every resume."""
-    held, found = tuple(components.values()), []
+    held, found = tuple(given.values()), []
     if not any(isinstance(component, Randomness) for component in held):
         found.append("what Python, NumPy, and MindSpore draw (Randomness)")
     optimizer = roles["optimizer"]
