@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from ms_resume import write
+from ms_resume import pulse, write
 from ms_resume.errors import UsageError
 from ms_resume.framework import group as groups
 from ms_resume.framework import nets, version
@@ -26,7 +26,7 @@ from ms_resume.ownership import Heartbeat
 from ms_resume.records import Position, Writer
 from ms_resume.resume import agree, banner, disks, fingerprint, session
 from ms_resume.resume.saver import Saver
-from ms_resume.resume.schedule import Schedule, Wishes
+from ms_resume.resume.schedule import LEAVE, Schedule, Wishes
 from ms_resume.resume.session import Job, Loaded, Request
 from ms_resume.settings import Settings, from_environment
 from ms_resume.state import Component
@@ -94,6 +94,8 @@ class Checkpointer:
         self._standing = Position(0, 0)
         self._saver: Saver | None = None
         self._wishes = Wishes(self._job.save, self._job.group.rank, schedule or Schedule())
+        self._pulse = pulse.of(self._job.settings.watch_dir, ranks.rank)
+        self._left = False
         self.position = Position(0, 0)
 
     def start(
@@ -128,6 +130,9 @@ class Checkpointer:
         """
         if self._writer is not None:
             raise UsageError("the Checkpointer was started already", hint="make a new one for another start")
+        self._pulse.beat("start")
+        if position is None and resume and self._job.settings.resume_at:
+            position = Position.parse(self._job.settings.resume_at)
         from_dir = Path(source).resolve() if source else self._job.save
         request = Request(
             resume=resume,
@@ -147,6 +152,7 @@ class Checkpointer:
         saver.ready(self._writer, session.previous_vote(self._job, loaded))
         self._saver = saver
         self._take(loaded, request, self._writer, saver)
+        self._pulse.beat("started", self.position)
         return self.position
 
     def steps(self, epochs: int, *, save_every: int, behind: bool = False) -> Iterator[tuple[int, int]]:
@@ -160,6 +166,7 @@ class Checkpointer:
             for step in range(first.step if epoch == first.epoch else 0, self._job.steps_per_epoch):
                 if step % save_every == 0:
                     (self.begin if behind else self.save)(epoch, step)
+                self.phase("step", epoch, step)
                 yield epoch, step
         if first.epoch < epochs:
             self.save(epochs, 0)
@@ -200,6 +207,7 @@ class Checkpointer:
             raise UsageError(
                 f"save at {position}, but the run went on from {self._origin}", hint="save later positions"
             )
+        self._pulse.beat("save", position)
         begun = saver.begin(position, metrics or {})
         if begun:
             self._wishes.granted()
@@ -215,12 +223,31 @@ class Checkpointer:
         """Lets these signals ask for a save at the next step; called in the main thread."""
         self._wishes.listen(*signals)
 
+    def leave_on(self, *signals: signal.Signals) -> None:
+        """Lets these signals ask for a save at the next step, and for the end after it; called in the main thread."""
+        self._wishes.listen(*signals, leave=True)
+
+    def leaves(self, wishes: float) -> bool:
+        """Whether a rank was asked to leave, alike on all ranks: then the trainer saves, leaves its loop in good order,
+        and exits with 50.
+
+        Args:
+            wishes: The sum of all ranks' `wish`.
+        """
+        self._left = self._left or wishes >= LEAVE
+        return wishes >= LEAVE
+
+    def phase(self, name: str, epoch: int, step: int) -> None:
+        """Tells a supervisor what this rank begins to do; by how long each phase takes it knows a hang."""
+        self._pulse.beat(name, Position(epoch, step))
+
     def due(self, epoch: int, step: int, *, wishes: float = 0.0) -> str:
         """Why the schedule wants (epoch, step) saved, alike on all ranks; empty when it does not.
 
         Args:
             wishes: The sum of all ranks' `wish`.
         """
+        self.phase("step", epoch, step)
         return self._wishes.schedule.reason(epoch, step, wishes=wishes)
 
     def fence(self) -> None:
@@ -259,7 +286,9 @@ class Checkpointer:
     ) -> None:
         if kind is None:
             self.close()
+            self._pulse.ended(done=not self._left, left=self._left)
         else:
+            self._pulse.ended(error=error)
             if self._saver is not None:
                 self._saver.close()
             self._stop_heartbeat()  # the other ranks may be gone: waiting for them would hide the error
