@@ -32,13 +32,14 @@ LAYERS = (
     ("ondisk",),
     ("framework",),
     ("layouts",),
-    ("ownership",),
+    ("ownership", "pulse"),
     ("removal",),
     ("commit", "locate", "verify", "retention"),
     ("repair",),
     ("write", "load"),
     ("resume",),
-    ("cli", "supervisor", "adapters"),
+    ("supervisor", "adapters"),
+    ("cli",),
 )
 """From the bottom. A part imports from layers below its own, and from itself."""
 
@@ -59,11 +60,16 @@ PUBLIC = [
 MAY_WRITE = {
     "ms_resume.ondisk.atomic": "the one door",
     "ms_resume.ondisk.direct": "its way for large files",
+    "ms_resume.pulse": "the file that faulthandler writes stacks to, in the supervisor's directory",
+    "ms_resume.supervisor.files": "the supervisor's own files, in its log directory",
     "ms_resume.cli": "opens /dev/null, so that the interpreter's last flush into a closed pipe is quiet",
 }
 
 MAY_READ_ENVIRONMENT = {
     ("ms_resume.settings", "os.environ"): "the one place for knobs",
+    ("ms_resume.pulse", "os.environ.get('MS_ROLE', '')"): "msrun's own variable",
+    ("ms_resume.pulse", "os.environ.get('RANK_ID', '0')"): "msrun's own variable",
+    ("ms_resume.supervisor.run", "os.environ"): "handed on to the run that is started",
     ("ms_resume.framework.group", "os.environ.get('MS_WORKER_NUM', '1')"): "msrun's own variable, not a knob",
 }
 

@@ -2,8 +2,8 @@
 
     0 fine   2 usage   10 nothing to resume   20 torn   21 damaged   40 disk   61 directory in use   70 bug
 
-Only repair, restore (both not with --dry-run), pin, unpin and prune (only with --yes) write. Nothing needs MindSpore or
-NumPy: a login node will do.
+Only repair, restore (both not with --dry-run), pin, unpin and prune (only with --yes) write there; run starts a
+training and keeps it going, and ends with 50 and 60 as well. Nothing needs MindSpore or NumPy: a login node will do.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 import ms_resume
-from ms_resume.cli import completion, locate, ls, pin, prune, repair, restore, show, unpin, verify
+from ms_resume.cli import completion, locate, ls, pin, prune, repair, restore, run, show, unpin, verify
 from ms_resume.errors import DiskError, MsResumeError, UsageError
 
 _COMMANDS = {
@@ -31,6 +31,7 @@ _COMMANDS = {
     "pin": pin,
     "unpin": unpin,
     "prune": prune,
+    "run": run,
 }
 _INTERRUPTED = 130
 _BROKEN_PIPE = 141
@@ -54,11 +55,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(words: list[str]) -> int:
-    as_json = "--json" in words  # known even where the rest does not parse
+    own = words[: words.index("--")] if "--" in words else words  # what follows is a command of somebody else
+    as_json = "--json" in own  # known even where the rest does not parse
     try:
         args = _parser().parse_args(words)
-        _COMMANDS[args.command].run(args)
-        return 0
+        return _COMMANDS[args.command].run(args) or 0
     except SystemExit as end:  # --help and --version
         return int(end.code or 0)
     except MsResumeError as error:
