@@ -1,6 +1,6 @@
 """What a rank tells whoever supervises it: where it is, what all its threads are doing when asked, and how it ended.
 
-    writes   rank_R.pulse, rank_R.stacks, rank_R.outcome in the directory that MS_RESUME_WATCH_DIR names
+    writes   rank_R.pulse, rank_R.stacks, rank_R.outcome, rank_R.jsonl in the directory that MS_RESUME_WATCH_DIR names
 
 The directory is the supervisor's, never a save directory. No thread moves a pulse: it moves when training does, so one
 that stands still is a rank that hangs.
@@ -36,8 +36,9 @@ _TRACEBACK_LINES = 40
 class Pulse:
     """One rank's files. With no directory, which is when nobody supervises, nothing is written."""
 
-    def __init__(self, directory: str, rank: int) -> None:
+    def __init__(self, directory: str, rank: int, job_id: str = "") -> None:
         self._directory = Path(directory) if directory else None
+        self._job_id = job_id
         self.rank = rank
         self._at: dict[str, Any] = {"phase": "launch", "position": None}
         self._said: dict[str, Any] = {}
@@ -61,13 +62,33 @@ class Pulse:
         with contextlib.suppress(DiskError):  # a log disk that is full must not stop training
             atomic.scribble(self._directory / f"rank_{self.rank}.pulse", content.encode())
 
+    def log(self, level: str, message: str) -> None:
+        """A line for a log collector, with the fields that the supervisor's own log has."""
+        if not self._is_mine():
+            return
+        assert self._directory is not None
+        line = {
+            "time": _now(),
+            "level": level,
+            "module": "rank",
+            "message": message,
+            "node": self._own["host"],
+            "rank": self.rank,
+            "attempt": int(self._directory.name.partition("-")[0]),
+            "job_id": self._job_id,
+            "position": self._at["position"],
+        }
+        with contextlib.suppress(OSError), open(self._directory / f"rank_{self.rank}.jsonl", "a") as file:
+            file.write(json.dumps(line) + "\n")
+
     def ended(self, *, done: bool = False, left: bool = False, error: BaseException | None = None) -> None:
         """Training has ended: at its end, on request, or with an error. What is said later adds to it."""
         self._said |= {"done": done, "left": left}
         if error is None:
             self.beat("end")
-        if error is not None:
+        else:
             self._said["error"] = _described(error)
+            self.log("ERROR", f"{type(error).__name__}: {error}")
         self._write()
 
     def exits(self, code: int, error: BaseException | None = None) -> None:
@@ -77,6 +98,7 @@ class Pulse:
         self._said["left"] = self._said.get("left", False) or code == ExitCode.LEFT_ON_REQUEST
         if error is not None:
             self._said["error"] = _described(error)
+            self.log("ERROR", f"{type(error).__name__}: {error}")
         self._write()
 
     def _is_mine(self) -> bool:
@@ -87,8 +109,7 @@ class Pulse:
         if not self._is_mine():
             return
         assert self._directory is not None
-        now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
-        content = json.dumps({**self._own, **self._at, **self._said, "at": now, "at_ns": time.monotonic_ns()})
+        content = json.dumps({**self._own, **self._at, **self._said, "at": _now(), "at_ns": time.monotonic_ns()})
         attempt = self._directory.name
         with contextlib.suppress(DiskError):
             atomic.replace(self._directory / f"rank_{self.rank}.outcome", content.encode(), attempt)
@@ -99,11 +120,11 @@ class Pulse:
             faulthandler.register(STACKS_SIGNAL, file=self._stacks, all_threads=True)
 
 
-def of(directory: str, rank: int) -> Pulse:
+def of(directory: str, rank: int, job_id: str = "") -> Pulse:
     """This process's pulse for `rank`: the one that `run` opened, or a new one."""
     if _OPENED and _OPENED[0].rank == rank:
         return _OPENED[0]
-    return Pulse(directory, rank)
+    return Pulse(directory, rank, job_id)
 
 
 _OPENED: list[Pulse] = []
@@ -117,7 +138,7 @@ def run(main: Callable[[list[str]], int], arguments: list[str]) -> int:
     rank, here = _announced_rank(), settings.from_environment()
     if rank is None or not here.watch_dir:
         return main(arguments)
-    pulse = Pulse(here.watch_dir, rank)
+    pulse = Pulse(here.watch_dir, rank, here.label)
     _OPENED[:] = [pulse]
     try:
         code = main(arguments)
@@ -143,6 +164,10 @@ def _announced_rank() -> int | None:
         return None
     rank = os.environ.get("RANK_ID", "0")
     return int(rank) if rank.isdecimal() else 0
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def _started() -> int:

@@ -161,6 +161,51 @@ def test_ranks_that_hang(toy: Toy):
     assert len(toy.said("in follow")) == 2
 
 
+def test_the_newest_checkpoint_is_damaged(toy: Toy):
+    """The next start passes it over by itself; the end is the same."""
+    toy.breaks({"attempt": 1, "rank": 0, "at": 11, "do": "flip"})
+
+    summary = run.supervise(toy.plan())
+
+    assert summary.action.what == "done"
+    [second] = (toy.logs / "attempts").glob("000002-*")
+    assert "passed over 0_10: damaged" in (second / "worker_0.log").read_text()
+    assert (toy.save / "result").read_text() == repr([float(STEPS)] * 4)
+
+
+def memory_group() -> Iterator[tuple[Path, str]]:
+    """Where control groups for memory can be made, and the file for a limit, by version of the interface."""
+    if os.access("/sys/fs/cgroup/memory", os.W_OK):
+        yield Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes"
+    control = Path("/sys/fs/cgroup/cgroup.subtree_control")
+    if control.exists() and "memory" in control.read_text() and os.access(control.parent, os.W_OK):
+        yield control.parent, "memory.max"
+
+
+def test_the_kernel_kills_for_memory(toy: Toy):
+    """Told from any other SIGKILL by the count that the rank's control group keeps."""
+    top, limit = next(memory_group(), (None, ""))
+    if top is None:
+        pytest.skip("no control group for memory can be made here: not root, or in a container without one")
+    group = top / f"ms_resume_test_{os.getpid()}"
+    group.mkdir()
+    try:
+        (group / limit).write_text(str(400 << 20))
+        toy.breaks({"attempt": 1, "rank": 1, "at": 1, "do": "balloon"})
+        within = ["sh", "-c", 'echo $$ > "$0/cgroup.procs" && exec "$@"', str(group)]
+        summary = run.supervise(toy.plan(command=[*within, *toy.plan().command]))
+    finally:
+        for _ in range(50):
+            try:
+                group.rmdir()
+                break
+            except OSError:  # what has just ended is counted for a moment
+                time.sleep(0.1)
+
+    assert summary.action.what == "done"
+    assert next((end["class"], end["rank"], end["exit_code"]) for end in toy.ends) == ("oom_host", 1, -9)
+
+
 def test_who_ignores_sigterm_is_killed(toy: Toy):
     toy.breaks({"attempt": 1, "rank": 0, "at": 3, "do": "deaf"}, {"attempt": 1, "rank": 1, "at": 6, "do": "kill"})
 
@@ -491,7 +536,10 @@ def test_the_log_is_what_a_collector_expects(toy: Toy, capsys: pytest.CaptureFix
         match = re.fullmatch(GROK, line)
         assert match, line
         assert match["level"] != "ERROR" or f"(node {os.uname().nodename})" in line
-    for entry in toy.log:
+    of_ranks = [line for log in (toy.logs / "attempts").glob("*/rank_*.jsonl") for line in log.read_text().splitlines()]
+    assert any("RESUMING at 0_" in line for line in of_ranks)
+    assert any("AttributeError" in line and '"level": "ERROR"' in line for line in of_ranks)
+    for entry in (*toy.log, *map(json.loads, of_ranks)):
         assert {"time", "level", "module", "message", "node", "rank", "attempt", "job_id", "position"} <= entry.keys()
         assert entry["job_id"] == "job-7"
     failed = next(entry for entry in toy.log if " failed: " in entry["message"])

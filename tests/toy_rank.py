@@ -86,10 +86,10 @@ def fault(save: Path, rank: int, step: int) -> None:
         wanted = json.loads(line)
         if wanted["rank"] == rank and wanted["at"] == step and wanted.get("attempt", 0) in (0, ordinal):
             (save.parent / f"fault-{ordinal}-{rank}").write_text(repr(time.monotonic()))
-            do(wanted["do"])
+            do(wanted["do"], save)
 
 
-def do(what: str) -> None:
+def do(what: str, save: Path) -> None:
     if what == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
     elif what == "stop":
@@ -100,6 +100,15 @@ def do(what: str) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     elif what == "hang":
         a_call_that_never_returns()
+    elif what == "balloon":
+        print(len(b"x" * (1 << 30)))
+    elif what == "flip":
+        newest = max((save / "train/rank_0").glob("*.safetensors"), key=lambda path: path.stat().st_mtime_ns)
+        newest.chmod(0o644)
+        content = bytearray(newest.read_bytes())
+        content[-1] ^= 1
+        newest.write_bytes(content)
+        os.kill(os.getpid(), signal.SIGKILL)
     elif what == "disk":
         raise OSError(28, "No space left on device")
     elif what == "typo":

@@ -87,14 +87,14 @@ class Checkpointer:
             group=ranks,
             disk=disks.shared(ranks),
         )
-        self._say = say or (lambda text: print(text, file=sys.stderr, flush=True))
+        self._to = say or (lambda text: print(text, file=sys.stderr, flush=True))
         self._writer: Writer | None = None
         self._heartbeat: Heartbeat | None = None
         self._origin: Position | None = None
         self._standing = Position(0, 0)
         self._saver: Saver | None = None
         self._wishes = Wishes(self._job.save, self._job.group.rank, schedule or Schedule())
-        self._pulse = pulse.of(self._job.settings.watch_dir, ranks.rank)
+        self._pulse = pulse.of(self._job.settings.watch_dir, ranks.rank, self._job.settings.label)
         self._left = False
         self.position = Position(0, 0)
 
@@ -311,6 +311,10 @@ class Checkpointer:
         if self._heartbeat is not None:
             self._heartbeat.stop()
             self._heartbeat = None
+
+    def _say(self, text: str) -> None:
+        self._pulse.log("WARNING" if "warning" in text else "INFO", text)
+        self._to(text)
 
     def _tell(self, text: str) -> None:
         if self._job.group.rank == 0:

@@ -39,6 +39,7 @@ from ms_resume.supervisor.rules import Rule
 from ms_resume.supervisor.watch import Started, Watch
 
 RESUME_AT = f"{PREFIX}RESUME_AT"
+LABEL = f"{PREFIX}LABEL"
 _NAP_S = 0.2
 _RETRY_S = 5.0
 _TERMINATED = 128 + signal.SIGTERM
@@ -149,6 +150,7 @@ class _Run:
         more = () if set(plan.on_restart) <= set(plan.command) else plan.on_restart
         command = [*plan.command, *(more if again else ())]
         variables |= {processes.MARK: str(directory), RESUME_AT: str(back) if back else ""}
+        variables.setdefault(LABEL, plan.job_id)
         newest, _ = self._checkpoints()
         child = self._launch(command, directory, variables)
         look = processes.look(child.pid)
