@@ -6,7 +6,7 @@ export VENV ?= $(CURDIR)/.venv
 RUN = PATH="$(VENV)/bin:$$PATH"
 SCRIPTS := .ci/run $(wildcard launch/*.sh scripts/*.sh)
 
-.PHONY: help setup demo kills faults damage fuzz faults-peers bench-save bench-locate test lint format clean distclean
+.PHONY: help setup demo kills supervise faults damage fuzz faults-peers bench-save bench-locate test lint format clean distclean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -19,6 +19,9 @@ demo: setup ## train, kill, resume, compare; BREAK=optimizer|rng|data|step leave
 
 kills: setup ## the default run with five random SIGKILLs, compared with an undisturbed one; about 8 minutes
 	$(RUN) python examples/grpo_arithmetic/random_kills.py $(ARGS)
+
+supervise: setup ## a supervised run under msrun, disturbed five times, compared with an undisturbed one; two minutes
+	$(RUN) python -m pytest tests/test_supervisor_msrun.py -s $(ARGS)
 
 faults: setup ## the fault campaign: dying, failing, racing, losing power at every point of a save; forty minutes
 	cd tests && $(RUN) python -m faults $(ARGS)

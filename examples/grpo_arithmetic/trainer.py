@@ -7,6 +7,7 @@ in `__init__`.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -58,16 +59,19 @@ class GRPOTrainer:
         self.metrics = Metrics()
         self._build_stages(self.held_out.tokens.shape[1])
 
-    def run(self) -> None:
-        """Trains from the newest whole checkpoint, or from the base model, to (epochs, 0)."""
+    def run(self) -> bool:
+        """Trains from the newest whole checkpoint, or from the base model, to (epochs, 0); False where it was asked to
+        leave before."""
         with self._checkpointer() as self.checkpointer:
             first = self._start()
             self._open_metrics()
-            self._train(first)
+            finished = self._train(first)
         self.metrics.close()
-        self._report_accuracy()
+        if finished:
+            self._report_accuracy()
+        return finished
 
-    def _train(self, first: ms_resume.Position) -> None:
+    def _train(self, first: ms_resume.Position) -> bool:
         epochs = self.config.rl_config.epochs
         if first.epoch >= epochs and self.world.is_first:
             print(f"nothing left to train: the run ended at {first}", flush=True)
@@ -76,9 +80,12 @@ class GRPOTrainer:
             for prompts, step in zip(self.stream.epoch(), left):  # noqa: B905  # BREAK=data makes them differ
                 if self.checkpointer.due(epoch, step, wishes=self._wishes):
                     self._save(epoch, step)
+                if self.checkpointer.leaves(self._wishes):
+                    return False
                 self._train_step(epoch, step, prompts)
         if first.epoch < epochs:
             self._save(epochs, 0)
+        return True
 
     def load_base_models(self) -> None:
         """Puts the base model into policy and reference; each net gets its own copy of the values."""
@@ -149,6 +156,7 @@ class GRPOTrainer:
         )
         if position == ms_resume.Position(0, 0):
             self.load_base_models()
+        self.checkpointer.leave_on(signal.SIGTERM)
         self._announce("start", position.epoch, position.step)
         return position
 
@@ -219,5 +227,6 @@ class GRPOTrainer:
             print(f"held-out accuracy of the {name}: {figures}", flush=True)
 
     def _announce(self, phase: str, epoch: int, step: int) -> None:
+        self.checkpointer.phase(phase, epoch, step)
         for hook in self.on_phase:
             hook(phase, epoch, step)
