@@ -26,6 +26,7 @@ from ms_resume.records import Position
 from ms_resume.supervisor import files, plan, processes, run
 from ms_resume.supervisor.evidence import Limits, Policy
 from ms_resume.supervisor.plan import Plan
+from ms_resume.supervisor.watch import Started, Watch
 
 HERE = Path(__file__).parent
 RANK = str(HERE / "toy_rank.py")
@@ -565,10 +566,70 @@ def test_the_collectors_configurations(toy: Toy):
     assert sorted(match["rank"] for match in logs if match) == ["0", "1"]
 
 
+class Stage:
+    """An attempt that only its files tell of: no process of it lives."""
+
+    def __init__(self, toy: Toy) -> None:
+        self.directory = toy.logs / "attempts/000001-0000000000000000"
+        self.directory.mkdir(parents=True)
+        gone = subprocess.Popen(["true"])
+        gone.wait()
+        self.watch = Watch(toy.plan(), Started(1, self.directory, processes.Process(gone.pid, 1)), sys.stdout)
+
+    def pulse(self, rank: int, pid: int, start: int) -> None:
+        pulse = {"rank": rank, "pid": pid, "pid_start": start, "host": os.uname().nodename, "phase": "step"}
+        (self.directory / f"rank_{rank}.pulse").write_text(json.dumps(pulse))
+
+    def outcome(self, rank: int, pid: int, at_ns: int, **words: Any) -> None:
+        outcome = {"rank": rank, "pid": pid, "at_ns": at_ns, **words}
+        (self.directory / f"rank_{rank}.outcome").write_text(json.dumps(outcome))
+
+
+def test_a_pid_that_is_somebody_elses_by_now(toy: Toy):
+    """A rank whose pid lives with another start is dead; the one who has it is left alone."""
+    stage = Stage(toy)
+    stranger = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    start = processes.Watched(stranger.pid).process.start
+    stage.pulse(0, stranger.pid, start - 7)
+    evidence = stage.watch.look()
+
+    assert evidence is not None
+    assert evidence.first is not None
+    assert evidence.first.rank == 0
+    assert stranger.poll() is None
+    stranger.kill()
+    stranger.wait()
+
+
+@pytest.mark.parametrize(
+    ("words", "blamed", "first"),
+    [
+        ({}, None, 0),  # nobody said anything: the lowest
+        ({}, 2**22 + 2, 1),  # msrun said for whom it ended the others
+        ({0: 5, 1: 4}, None, 1),  # both said something: the earlier one
+        ({1: 4}, None, 0),  # one was killed, and the other only lost it
+        ({1: 4}, 2**22 + 2, 0),
+    ],
+)
+def test_who_was_first(toy: Toy, words: dict[int, int], blamed: int | None, first: int):
+    """Of two that were dead when they were looked at."""
+    stage = Stage(toy)
+    for rank in (0, 1):
+        stage.pulse(rank, 2**22 + 1 + rank, 1)
+    for rank, at_ns in words.items():
+        stage.outcome(rank, 2**22 + 1 + rank, at_ns, done=False, left=False, error={"error": "E", "message": "m"})
+    if blamed:
+        line = f"[ERROR] Worker process {blamed} exit with exception. Error code: -9.\n"
+        (stage.directory / files.LAUNCHER_LOG).write_text(line)
+    evidence = stage.watch.look()
+
+    assert evidence is not None
+    assert evidence.first is not None
+    assert evidence.first.rank == first
+
+
 def test_watching_costs_next_to_nothing(toy: Toy):
     """Processor time while eight ranks run: a share of one core."""
-    from ms_resume.supervisor.watch import Started, Watch
-
     sleepers = 8
     directory = toy.logs / "attempts/000001-0000000000000000"
     directory.mkdir(parents=True)

@@ -188,6 +188,12 @@ class Watch:
             rank.watched.close()
         return self._described(number, self._reported(rank.process.pid) if code is None else code)
 
+    def _blamed(self) -> int | None:
+        """The pid that msrun ended the others for."""
+        lines = files.tail(self._started.directory / files.LAUNCHER_LOG)
+        found = (re.search(r"Worker process (\d+) exit with exception", line) for line in lines)
+        return next((int(match[1]) for match in found if match), None)
+
     def _reported(self, pid: int) -> int | None:
         """The exit code that msrun printed when it took it, before this process could look."""
         for line in reversed(files.tail(self._started.directory / files.LAUNCHER_LOG)):
@@ -228,7 +234,8 @@ class Watch:
                 return None  # the others are on their way
             return self._evidence(now, left=True)
         if failed:
-            return self._evidence(now, first=min(failed, key=_when))
+            blamed = self._blamed()
+            return self._evidence(now, first=min(failed, key=lambda end: _when(end, blamed)))
         if spoken and running == 0 and (len(ended) >= self._plan.ranks if self._plan.ranks else self._launcher_gone()):
             if not self._launcher_gone() and self._since_first_end(now) < _LAUNCHER_LINGERS_S:
                 return None
@@ -311,9 +318,10 @@ def _went_well(end: RankEnd, spoken: bool) -> bool:
     return end.exit_code in (0, None) and (not spoken or bool((end.outcome or {}).get("done")))
 
 
-def _when(end: RankEnd) -> tuple[bool, int, int]:
-    """Of several that died between two looks: those without a last word first, then by the clock of the host."""
-    return end.outcome is not None, int((end.outcome or {}).get("at_ns", 0)), end.rank
+def _when(end: RankEnd, blamed: int | None) -> tuple[bool, bool, int, int]:
+    """Of several that died between two looks: those without a last word first, of them the one that msrun ended the
+    others for; then by the clock of the host."""
+    return end.outcome is not None, end.pid != blamed, int((end.outcome or {}).get("at_ns", 0)), end.rank
 
 
 def _most_behind(rank: _Rank, number: int) -> tuple[bool, Position, float, int]:
