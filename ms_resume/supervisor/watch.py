@@ -23,7 +23,7 @@ from ms_resume.supervisor.limits import Learned
 from ms_resume.supervisor.plan import Plan
 from ms_resume.supervisor.processes import Process, Watched
 
-LOOK_S = 0.25
+LOOK_S = 0.5
 """Between two looks whether all live; a death is noticed within it, at once where the kernel has pidfds."""
 
 _SCAN_OFTEN_S = 120.0
