@@ -567,17 +567,16 @@ def test_the_collectors_configurations(toy: Toy):
 
 
 class Stage:
-    """An attempt that only its files tell of: no process of it lives."""
+    """An attempt that only its files tell of: no process of it lives, but what is said to be its launcher."""
 
-    def __init__(self, toy: Toy) -> None:
+    def __init__(self, toy: Toy, launcher: processes.Process | None = None) -> None:
         self.directory = toy.logs / "attempts/000001-0000000000000000"
         self.directory.mkdir(parents=True)
-        gone = subprocess.Popen(["true"])
-        gone.wait()
-        self.watch = Watch(toy.plan(), Started(1, self.directory, processes.Process(gone.pid, 1)), sys.stdout)
+        started = Started(1, self.directory, launcher or processes.Process(2**22 + 9, 1))
+        self.watch = Watch(toy.plan(), started, sys.stdout)
 
-    def pulse(self, rank: int, pid: int, start: int) -> None:
-        pulse = {"rank": rank, "pid": pid, "pid_start": start, "host": os.uname().nodename, "phase": "step"}
+    def pulse(self, rank: int, pid: int, start: int, **more: Any) -> None:
+        pulse = {"rank": rank, "pid": pid, "pid_start": start, "host": os.uname().nodename, "phase": "step", **more}
         (self.directory / f"rank_{rank}.pulse").write_text(json.dumps(pulse))
 
     def outcome(self, rank: int, pid: int, at_ns: int, **words: Any) -> None:
@@ -599,6 +598,43 @@ def test_a_pid_that_is_somebody_elses_by_now(toy: Toy):
     assert stranger.poll() is None
     stranger.kill()
     stranger.wait()
+
+
+def test_asked_when_all_is_done(toy: Toy):
+    """A run that reaches its end as it is asked to leave is done, not interrupted."""
+    stage = Stage(toy)
+    for rank in (0, 1):
+        stage.pulse(rank, 2**22 + 1 + rank, 1)
+        stage.outcome(rank, 2**22 + 1 + rank, 5, done=True, left=False, exit_code=0)
+    evidence = stage.watch.until_it_ends(lambda: True)
+
+    assert (evidence.done, evidence.asked) == (True, False)
+
+
+def test_the_rank_that_is_furthest_behind_hangs(toy: Toy):
+    """Not the one that waits for it in a phase which usually is shorter."""
+    clock = [0.0]
+    sleepers = [subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) for _ in range(2)]
+    started = [processes.Watched(sleeper.pid).process for sleeper in sleepers]
+    stage = Stage(toy, launcher=started[0])
+    stage.watch._clock = lambda: clock[0]
+    for rank, process in enumerate(started):
+        stage.pulse(rank, process.pid, process.start, position=[0, 7 - rank])
+    assert stage.watch.look() is None
+    stage.watch._learned.limits = Limits(phases={"step": 30})
+    stage.pulse(1, started[1].pid, started[1].start, position=[0, 7 - 1], phase="rollout")
+    clock[0] = 20.0
+    assert stage.watch.look() is None
+    clock[0] = 31.0
+    evidence = stage.watch.look()
+
+    assert evidence is not None
+    assert evidence.first is not None
+    assert evidence.first.rank == 1
+    assert "stands still in rollout at 0_6 for 11.0 s" in evidence.hang
+    for sleeper in sleepers:
+        sleeper.kill()
+        sleeper.wait()
 
 
 @pytest.mark.parametrize(

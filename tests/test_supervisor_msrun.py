@@ -29,6 +29,9 @@ pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("mindspore") is None, reason="MindSpore is not installed"),
 ]
 
+EPOCHS = "8"
+"""Of seven steps each: room for all disturbances."""
+
 STARTS_S = 120.0
 """Far more than a start takes on two cores that others use as well."""
 
@@ -56,7 +59,8 @@ class Job:
         }
         path = self.top / "config.yaml"
         path.write_text(yaml.safe_dump(config))
-        variables = environment(SAVE_DIR=str(self.save), BASE_MODEL=str(self.top / "base"), MS_NODE_TIMEOUT="60")
+        where = {"SAVE_DIR": str(self.save), "BASE_MODEL": str(self.top / "base")}
+        variables = environment(**where, EPOCHS=EPOCHS, MS_NODE_TIMEOUT="60")
         with (self.top / "console").open("ab") as sink:
             command = [sys.executable, "-m", "ms_resume.cli", "run", str(path)]
             return subprocess.Popen(command, env=variables, stdout=sink, stderr=sink)
@@ -95,7 +99,7 @@ class Job:
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Run `a`, by the launch script without a supervisor. Gives its directory."""
     top = tmp_path_factory.mktemp("supervised")
-    variables = environment(SAVE_DIR=str(top / "a"), BASE_MODEL=str(top / "base"), SUPERVISE="0")
+    variables = environment(SAVE_DIR=str(top / "a"), BASE_MODEL=str(top / "base"), EPOCHS=EPOCHS, SUPERVISE="0")
     run = subprocess.run([TOP / "launch/run_grpo.sh"], env=variables, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stdout + run.stderr
     return top

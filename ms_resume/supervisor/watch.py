@@ -10,7 +10,7 @@ import platform
 import re
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from signal import SIGTERM
@@ -59,6 +59,7 @@ class _Rank:
     since: float
     pulse: dict[str, Any] = field(default_factory=dict)
     ended: RankEnd | None = None
+    seen: set[str] = field(default_factory=set)
 
     @property
     def phase(self) -> str:
@@ -152,8 +153,9 @@ class Watch:
             pulse = files.document(self._started.directory / f"rank_{number}.pulse")
             if pulse is None or pulse == rank.pulse:
                 continue
-            if rank.pulse:
+            if rank.phase in rank.seen:  # the first time it may have compiled, which says nothing of the next time
                 self._learned.took(rank.phase, now - rank.since)
+            rank.seen.add(rank.phase)
             rank.pulse, rank.since = pulse, now
             if rank.position is not None:
                 self._reached = max(rank.position, self._reached or rank.position)
@@ -226,7 +228,7 @@ class Watch:
         running = len(self._ranks) - len(ended)
         left = [end for end in ended if (end.outcome or {}).get("left")]
         if self._asked_at is not None:
-            return self._after_asking(now, running, bool(left))
+            return self._after_asking(now, running, ended, bool(left))
         spoken = any(rank.pulse for rank in self._ranks.values())
         failed = [end for end in ended if end not in left and not _went_well(end, spoken)]
         if left and not any(end.error for end in failed):  # who dies without a word now was ended by msrun
@@ -253,23 +255,22 @@ class Watch:
             return None
         return self._evidence(now)
 
-    def _after_asking(self, now: float, running: int, left: bool) -> Evidence | None:
+    def _after_asking(self, now: float, running: int, ended: list[RankEnd], left: bool) -> Evidence | None:
         assert self._asked_at is not None
+        if running == 0 and ended and all(_went_well(end, spoken=True) for end in ended):
+            return self._evidence(now, done=True)  # it was at its end when it was asked
         gone = running == 0 and (bool(self._ranks) or self._launcher_gone())
         if not gone and now - self._asked_at < self._plan.leave_s:
             return None
         return self._evidence(now, asked=True, left=left)
 
     def _hang(self, now: float) -> Evidence | None:
-        stuck = {
-            number: rank
-            for number, rank in self._ranks.items()
-            if rank.ended is None and now - rank.since > self._learned.limit_s(rank.phase)
-        }
-        if not stuck:
+        living = {number: rank for number, rank in self._ranks.items() if rank.ended is None}
+        if not any(now - rank.since > self._learned.limit_s(rank.phase) for rank in living.values()):
             return None
-        number = min(stuck, key=lambda number: _most_behind(stuck[number], number))
-        rank = stuck[number]
+        # Not who was noticed, who waits for it in a shorter phase perhaps, but who is furthest behind.
+        number = _furthest_behind(living)
+        rank = living[number]
         look = rank.watched.look() if rank.watched else None
         stopped = ", the process is stopped" if look is not None and look.state in "Tt" else ""
         said = (
@@ -324,7 +325,14 @@ def _when(end: RankEnd, blamed: int | None) -> tuple[bool, bool, int, int]:
     return end.outcome is not None, end.pid != blamed, int((end.outcome or {}).get("at_ns", 0)), end.rank
 
 
-def _most_behind(rank: _Rank, number: int) -> tuple[bool, Position, float, int]:
-    look = rank.watched.look() if rank.watched else None
-    runs = look is None or look.state not in "Tt"
-    return runs, rank.position or Position(0, 0), rank.since, number
+def _furthest_behind(living: Mapping[int, _Rank]) -> int:
+    """A stopped process; else by position, where all told one; else who has stood still the longest."""
+    told = all(rank.position for rank in living.values())
+
+    def behind(number: int) -> tuple[bool, Position, float, int]:
+        rank = living[number]
+        look = rank.watched.look() if rank.watched else None
+        runs = look is None or look.state not in "Tt"
+        return runs, rank.position if told and rank.position else Position(0, 0), rank.since, number
+
+    return min(living, key=behind)
