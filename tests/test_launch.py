@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -382,11 +383,18 @@ exit 7
 """
 
 
+def free_port() -> str:
+    """A supervisor refuses the usual one where another job has it."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
 def test_supervised(start: Start, work: Path, tmp_path: Path):
     """Without SUPERVISE=0 the script is started again by `ms-resume run`, with --resume_training from the second start
     on, and logs where that says. Arguments keep their spaces and line ends."""
     (tmp_path / "venv/bin/msrun").write_text(MSRUN_THAT_FAILS_ONCE)
-    launch = start("--note", "a b\n*", SUPERVISE="1", SAVE_DIR="save dir")
+    launch = start("--note", "a b\n*", SUPERVISE="1", SAVE_DIR="save dir", MASTER_PORT=free_port())
 
     assert launch.code == 0, launch.err
     assert launch.msrun[-1] == "--resume_training"
@@ -403,7 +411,7 @@ def test_supervised(start: Start, work: Path, tmp_path: Path):
 def test_supervised_saves_where_the_trainer_does(start: Start, work: Path, tmp_path: Path):
     """An argument wins over SAVE_DIR, there too."""
     (tmp_path / "venv/bin/msrun").write_text(FAKE_MSRUN.replace("exit 7", "exit 0"))
-    launch = start("--save_checkpoint_dir=there", SUPERVISE="1")
+    launch = start("--save_checkpoint_dir=there", SUPERVISE="1", MASTER_PORT=free_port())
 
     assert launch.code == 0, launch.err
     assert (work / "there.logs/history.jsonl").exists()
