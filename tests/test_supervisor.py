@@ -637,6 +637,18 @@ def test_the_rank_that_is_furthest_behind_hangs(toy: Toy):
         sleeper.wait()
 
 
+@pytest.mark.parametrize(("words", "code"), [({"done": True, "exit_code": 0}, 0), ({"done": True}, None), (None, -9)])
+def test_a_kill_after_the_last_words_is_none(toy: Toy, words: dict[str, Any] | None, code: int | None):
+    """MindSpore's processes end from a thread, which /proc shows as SIGKILL of the others."""
+    stage = Stage(toy)
+    stage.pulse(0, 2**22 + 1, 1)
+    if words is not None:
+        stage.outcome(0, 2**22 + 1, 5, **words)
+    stage.watch.look()
+
+    assert stage.watch._described(0, -9).exit_code == code
+
+
 @pytest.mark.parametrize(
     ("words", "blamed", "first"),
     [

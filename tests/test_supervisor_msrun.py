@@ -55,7 +55,14 @@ class Job:
             "save": str(self.save),
             "ranks": 2,
             "on_restart": ["--resume_training"],
-            "limits": {"multiple": 4, "floor": 4, "phases": {"launch": 120, "start": 120}, "other": 60},
+            "read_s": 0.1,
+            "limits": {
+                "multiple": 4,
+                "floor": 4,
+                "known_after": 2,
+                "other": 20,
+                "phases": {"launch": 120, "start": 120},
+            },
         }
         path = self.top / "config.yaml"
         path.write_text(yaml.safe_dump(config))

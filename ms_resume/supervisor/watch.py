@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from signal import SIGTERM
+from signal import SIGKILL, SIGTERM
 from typing import Any, TextIO
 
 from ms_resume.records import Position
@@ -208,7 +208,9 @@ class Watch:
         outcome = files.document(directory / f"rank_{number}.outcome")
         if outcome is not None and outcome.get("pid") != rank.process.pid:
             outcome = None
-        if code is None and outcome is not None:
+        if outcome is not None and code in (None, -SIGKILL):
+            # A thread that ends the process kills the others: /proc may show that of the first one, where `wait` gives
+            # the real status. Seen at the end of MindSpore's processes. Who spoke its last words was not killed.
             code = outcome.get("exit_code")
         return RankEnd(
             rank=number,
