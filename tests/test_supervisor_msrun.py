@@ -12,8 +12,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ STARTS_S = 120.0
 @dataclass
 class Job:
     top: Path
+    supervisors: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     @property
     def save(self) -> Path:
@@ -70,7 +71,15 @@ class Job:
         variables = environment(**where, EPOCHS=EPOCHS, MS_NODE_TIMEOUT="60")
         with (self.top / "console").open("ab") as sink:
             command = [sys.executable, "-m", "ms_resume.cli", "run", str(path)]
-            return subprocess.Popen(command, env=variables, stdout=sink, stderr=sink)
+            self.supervisors.append(subprocess.Popen(command, env=variables, stdout=sink, stderr=sink))
+        return self.supervisors[-1]
+
+    def end(self) -> None:
+        """A test that failed leaves nothing that starts a run again and again."""
+        for supervisor in self.supervisors:
+            supervisor.kill()
+            supervisor.wait()
+        processes.end(lambda: processes.marked(str(self.logs / "attempts"), below=True), gently_s=0)
 
     def pulse(self, ordinal: int, rank: int) -> dict[str, Any]:
         found = list((self.logs / "attempts").glob(f"{ordinal:06d}-*/rank_{rank}.pulse"))
@@ -112,10 +121,16 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return top
 
 
-def test_five_disturbances(undisturbed: Path):
+@pytest.fixture
+def job(undisturbed: Path) -> Iterator[Job]:
+    job = Job(undisturbed)
+    yield job
+    job.end()
+
+
+def test_five_disturbances(job: Job):
     """A rank killed, a rank stopped, msrun killed, the supervisor killed, SIGTERM: each is survived, and the end equals
     that of the run that was left alone."""
-    job = Job(undisturbed)
     figures: dict[str, tuple[float, float, float]] = {}
     supervisor = job.supervise()
     job.steps_done(1, 4)
@@ -147,7 +162,7 @@ def test_five_disturbances(undisturbed: Path):
         (5, "done", None),
     ]
     assert processes.marked(str(job.logs / "attempts"), below=True) == []
-    result = compare.runs(undisturbed / "a", job.save)
+    result = compare.runs(job.top / "a", job.save)
     assert result.equal, compare.table(result)
     noticed, relaunched, _ = figures["rank killed"]
     assert noticed < 1
