@@ -6,7 +6,7 @@ export VENV ?= $(CURDIR)/.venv
 RUN = PATH="$(VENV)/bin:$$PATH"
 SCRIPTS := .ci/run $(wildcard launch/*.sh scripts/*.sh)
 
-.PHONY: help setup demo kills exact faults damage fuzz faults-peers bench-save bench-load bench-locate recover-real test lint format clean distclean
+.PHONY: help setup demo kills exact supervise faults damage fuzz faults-peers bench-save bench-load bench-locate recover-real test lint format clean distclean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -22,6 +22,9 @@ kills: setup ## the default run with five random SIGKILLs, compared with an undi
 
 exact: setup ## 500 kills in all settings, each run compared bit for bit with an undisturbed one; 40 minutes
 	cd tests && PYTHONPATH=$(CURDIR)/examples $(RUN) python -m exact $(ARGS)
+
+supervise: setup ## a supervised run under msrun, disturbed five times, compared with an undisturbed one; two minutes
+	$(RUN) python -m pytest tests/test_supervisor_msrun.py -s $(ARGS)
 
 faults: setup ## the fault campaign: dying, failing, racing, losing power at every point of a save; forty minutes
 	cd tests && $(RUN) python -m faults $(ARGS)

@@ -5,7 +5,8 @@
 #   SAVE_DIR=out launch/run_grpo.sh --resume_training    on from the newest whole checkpoint in out
 #   DRY_RUN=1 launch/run_grpo.sh                         prints the command; makes, clears and starts nothing
 #
-# Exit codes: 2 and 31 (ms_resume/errors.py) for what is found wrong before the start, then msrun's, which makes every
+# `ms-resume run` starts msrun again when a rank dies or hangs, and ends with the codes of ms_resume/errors.py. With
+# SUPERVISE=0 it is msrun alone: 2 and 31 for what is found wrong before the start, then msrun's own, which makes every
 # failure 1 and Ctrl-C 0.
 set -euo pipefail
 top="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)"
@@ -18,8 +19,10 @@ NODE_RANK="${NODE_RANK:-}" # of this node, from 0; must be given when there are 
 MASTER_ADDR="${MASTER_ADDR:-127.0.0.1}"
 MASTER_PORT="${MASTER_PORT:-8118}"
 SAVE_DIR="${SAVE_DIR:-output/grpo}"
-# One directory a start, so that a restart keeps the logs of the crash.
-LOG_DIR="${LOG_DIR:-${SAVE_DIR%/}.logs/$(date -u +%Y%m%dT%H%M%SZ)-node${NODE_RANK:-0}}"
+if [[ "${NUM_NODES}" == 1 ]]; then supervise=1; else supervise=0; fi # supervisors of several nodes do not agree yet
+SUPERVISE="${SUPERVISE:-${supervise}}"                               # 0: msrun alone, the first failure is the end
+# Supervised: of all starts. Else one directory a start, so that a restart keeps the logs of the crash.
+LOG_DIR="${LOG_DIR:-}"
 STRATEGY_DIR="${STRATEGY_DIR:-${SAVE_DIR%/}.strategy}" # what MindSpore writes when it compiles
 STRATEGY="${STRATEGY:-}"                               # a name in strategy_templates/, or a YAML file
 CONFIG="${CONFIG:-${top}/examples/grpo_arithmetic/config.yaml}"
@@ -48,11 +51,32 @@ make_base_model() {
     python "$(dirname -- "${TRAINER}")/pretrain.py" --config "${CONFIG}" --output "${BASE_MODEL}"
 }
 
+value_of() { # the last value that the trainer's arguments give a flag, or nothing
+    local found="" previous="" argument
+    for argument in "${arguments[@]}"; do
+        if [[ "${previous}" == "$1" ]]; then found="${argument}"; fi
+        if [[ "${argument}" == "$1="* ]]; then found="${argument#*=}"; fi
+        previous="${argument}"
+    done
+    printf '%s' "${found}"
+}
+
+supervise() { # this script once more for each start, with the directory of that start in MS_RESUME_WATCH_DIR
+    local save
+    save="$(value_of --save_checkpoint_dir)"
+    save="${save:-${SAVE_DIR}}"
+    exec python -m ms_resume.cli run --save "${save}" --log-dir "${LOG_DIR:-${save%/}.logs}" \
+        --ranks "$((WORKERS / NUM_NODES))" --port "${MASTER_PORT}" --on-restart=--resume_training \
+        -- "${BASH_SOURCE[0]}" "${arguments[@]}"
+}
+
 arguments=("$@")
 enter_environment
 check_numbers
 set_timeouts
 check_strategy_dir
+if [[ "${SUPERVISE}" != 0 && "${DRY_RUN}" != 1 && -z "${MS_RESUME_WATCH_DIR:-}" ]]; then supervise; fi
+LOG_DIR="${MS_RESUME_WATCH_DIR:-${LOG_DIR:-${SAVE_DIR%/}.logs/$(date -u +%Y%m%dT%H%M%SZ)-node${NODE_RANK:-0}}}"
 export DEVICE_TARGET BASE_MODEL # the trainer reads them; a resume that finds nothing whole starts from the base model
 
 actor="${BASE_MODEL}" ref="${BASE_MODEL}"

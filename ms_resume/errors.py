@@ -15,8 +15,9 @@
     |   +-- Superseded           61   a newer attempt has taken this run over
     +-- DirectoryNotEmpty        62   a fresh start would go into a directory with checkpoints
 
-50 (saved and left on request) is the supervisor's. A code is never reused.
-An error leaves everything that was saved before it as it was; where one leaves more or less, its docstring says so.
+50 (saved and left on request) is a trainer's or the supervisor's, 60 (gave up without progress) the supervisor's and
+`recover --run`'s. A code is never reused. An error leaves everything that was saved before it as it was; where one
+leaves more or less, its docstring says so.
 """
 
 from __future__ import annotations

@@ -79,6 +79,13 @@ class Settings:
     save_timeout_s: float = 1800.0
     """After so many seconds a save that is waited for, and still under way, is reported."""
 
+    resume_at: str = ""
+    """A resume goes on from exactly this position, `E_S`, as if the trainer had asked for it; empty: the newest whole
+    one. `ms-resume run` sets it when it goes back."""
+
+    watch_dir: str = ""
+    """Where each rank leaves its pulse and its last words; empty where nobody supervises. `ms-resume run` sets it."""
+
     label: str = ""
     """A name for people, written into the attempt record; never used to tell attempts apart."""
 

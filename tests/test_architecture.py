@@ -32,14 +32,15 @@ LAYERS = (
     ("ondisk",),
     ("framework",),
     ("layouts",),
-    ("ownership",),
+    ("ownership", "pulse"),
     ("removal",),
     ("commit", "locate", "verify", "retention"),
     ("repair",),
     ("write", "load"),
     ("resume",),
     ("recover",),
-    ("cli", "supervisor", "adapters"),
+    ("supervisor", "adapters"),
+    ("cli",),
 )
 """From the bottom. A part imports from layers below its own, and from itself."""
 
@@ -66,11 +67,16 @@ MAY_WRITE = {
     "ms_resume.ondisk.atomic": "the one door",
     "ms_resume.ondisk.direct": "its way for large files",
     "ms_resume.recover.running": "appends to the log of the training that it runs, beside its YAML file",
+    "ms_resume.pulse": "the file that faulthandler writes stacks to, in the supervisor's directory",
+    "ms_resume.supervisor.files": "the supervisor's own files, in its log directory",
     "ms_resume.cli": "opens /dev/null, so that the interpreter's last flush into a closed pipe is quiet",
 }
 
 MAY_READ_ENVIRONMENT = {
     ("ms_resume.settings", "os.environ"): "the one place for knobs",
+    ("ms_resume.pulse", "os.environ.get('MS_ROLE', '')"): "msrun's own variable",
+    ("ms_resume.pulse", "os.environ.get('RANK_ID', '0')"): "msrun's own variable",
+    ("ms_resume.supervisor.run", "os.environ"): "handed on to the run that is started",
     ("ms_resume.framework.group", "os.environ.get('MS_WORKER_NUM', '1')"): "msrun's own variable, not a knob",
     ("ms_resume.adapters.mindrlhf.hooks", "os.environ"): "LOCAL_DEFAULT_PATH, put back after MindRLHF's loads",
 }

@@ -33,6 +33,8 @@ from ms_resume.repair import Rewritten
 from ms_resume.resume import fingerprint
 from ms_resume.settings import PREFIX, Settings
 from ms_resume.state import Arrays
+from ms_resume.supervisor import files
+from ms_resume.supervisor.evidence import Action
 from ms_resume.verify import Finding
 
 TOP = Path(__file__).parents[1]
@@ -214,6 +216,7 @@ def known_flags() -> frozenset[str]:
     literal |= set(re.findall(r"--[a-z][\w-]+(?=[ |)])", text_of("launch/scheduled_train.sh")))
     listed = re.search(r"WITHOUT_MEANING = \((.*?)\)", main.read_text(), re.DOTALL)
     assert listed
+    literal |= {"--nonblocking", "--pid"}  # py-spy's, which the supervisor calls
     return frozenset(literal | {"--help", "--version"} | {f"--{name}" for name in re.findall(r'"(\w+)"', listed[1])})
 
 
@@ -282,6 +285,7 @@ def json_keys(text: str) -> list[str]:
         "prune": {"save", "keep", "last", "every", "best", "done", "positions", *prune.Row.__slots__, "--yes"},
         "recover": {*_of_recovery(), *rejection.to_json(), "code"},
         "pin": {"save", "position", "changed", "pinned"},
+        "run": {"save", "log_dir", "attempts", "end", *files.action_json(Action("", ""))},
         "unpin": {"save", "position", "changed", "pinned", "pin"},
     }
     rows = dict(re.findall(r"^\| `(\w+)` \|(.*)\|$", section(text, "`--json` of the commands"), re.MULTILINE))
@@ -423,7 +427,7 @@ BROKEN: list[tuple[Check, str, str, str]] = [
     (exit_codes, "docs/operations.md", "## 31: ", "## 32: "),
     (settings_table, "docs/operations.md", "| 90.0 |", "| 60.0 |"),
     (knobs, "docs/operations.md", "`BASE_MODEL` | ", "`BASE` | "),
-    (layers, "docs/architecture.md", "ownership\nremoval", "removal\nownership"),
+    (layers, "docs/architecture.md", "ownership pulse\nremoval", "removal\nownership pulse"),
     (not_as_in_english, "README_CN.md", "make test ", "make tests "),
     (not_as_in_english, "README_CN.md", "0.923", "0.932"),
     (not_as_in_english, "README_CN.md", "\n## 限制", "\n### 限制"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -80,6 +81,7 @@ def start(tmp_path: Path) -> Start:
             "RECORD": str(record),
             "SAVE_DIR": "save",
             "BASE_MODEL": str(tmp_path / "base"),
+            "SUPERVISE": "0",
             **knobs,
         }
         for old in record.iterdir():
@@ -369,6 +371,84 @@ def test_ascend_env_is_sourced(start: Start, work: Path):
     (work / "set_env.sh").write_text("false\nexport FROM_ASCEND=${UNSET_VARIABLE}yes\n")
 
     assert start(ASCEND_ENV="./set_env.sh").env["FROM_ASCEND"] == "yes"
+
+
+MSRUN_THAT_FAILS_ONCE = """#!/usr/bin/env bash
+printf '%s\\n' "$@" > "${RECORD}/msrun"
+env > "${RECORD}/env"
+mkdir -p "save dir"
+if [[ -e "${RECORD}/../failed" ]]; then exit 0; fi
+touch "${RECORD}/../failed"
+exit 7
+"""
+
+
+def free_port() -> str:
+    """A supervisor refuses the usual one where another job has it."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
+def test_supervised(start: Start, work: Path, tmp_path: Path):
+    """Without SUPERVISE=0 the script is started again by `ms-resume run`, with --resume_training from the second start
+    on, and logs where that says. Arguments keep their spaces and line ends."""
+    (tmp_path / "venv/bin/msrun").write_text(MSRUN_THAT_FAILS_ONCE)
+    launch = start("--note", "a b\n*", SUPERVISE="1", SAVE_DIR="save dir", MASTER_PORT=free_port())
+
+    assert launch.code == 0, launch.err
+    assert launch.msrun[-1] == "--resume_training"
+    assert launch.after("--actor_checkpoint_path") == "save dir/train"
+    assert launch.after("--note") == "a b"
+    log_dir = launch.msrun[6].removeprefix("--log_dir=")
+    assert Path(log_dir).parent == work / "save dir.logs/attempts"
+    assert launch.env["MS_RESUME_WATCH_DIR"] == log_dir
+    assert Path(log_dir).name.startswith("000002-")
+    assert "decision: restart" in launch.err
+    assert launch.out.splitlines()[-1] == "done: the run reached its end"
+
+
+def test_supervised_saves_where_the_trainer_does(start: Start, work: Path, tmp_path: Path):
+    """An argument wins over SAVE_DIR, there too."""
+    (tmp_path / "venv/bin/msrun").write_text(FAKE_MSRUN.replace("exit 7", "exit 0"))
+    launch = start("--save_checkpoint_dir=there", SUPERVISE="1", MASTER_PORT=free_port())
+
+    assert launch.code == 0, launch.err
+    assert (work / "there.logs/history.jsonl").exists()
+
+
+def test_several_nodes_are_not_supervised_unless_asked(start: Start, work: Path):
+    launch = start(SUPERVISE="", NUM_NODES="2", NODE_RANK="0")
+
+    assert launch.code == 7
+    assert not (work / "save.logs/history.jsonl").exists()
+
+
+def test_what_a_killed_supervisor_left_is_ended(tmp_path: Path):
+    """Of this run only, and only when asked in earnest."""
+    attempts, command = tmp_path / "a b.logs/attempts", [sys.executable, "-c", "import time; time.sleep(60)"]
+    attempts.mkdir(parents=True)
+    ours, theirs = (
+        subprocess.Popen(command, env={**os.environ, "MS_RESUME_WATCH_DIR": str(top / "000001-x")})
+        for top in (attempts, tmp_path / "b.logs/attempts")
+    )
+    env = {**os.environ, "VENV": str(Path(sys.executable).parents[1]), "SAVE_DIR": "a b", "PYTHONPATH": str(TOP)}
+
+    def ended(**more: str) -> subprocess.CompletedProcess[str]:
+        script = TOP / "launch/kill_npu_process.sh"
+        return subprocess.run([script], env={**env, **more}, cwd=tmp_path, capture_output=True, text=True, check=False)
+
+    shown = ended(DRY_RUN="1")
+    assert f"would end pid {ours.pid}" in shown.stdout, shown.stderr
+    assert ours.poll() is None
+    done = ended()
+    assert done.returncode == 0, done.stderr
+    assert f"ending pid {ours.pid}" in done.stdout
+    assert ours.wait(1) < 0
+    assert theirs.poll() is None
+    theirs.kill()
+    theirs.wait()
+    assert ended(SAVE_DIR="nosuch").returncode == 2
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)

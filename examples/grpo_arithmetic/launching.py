@@ -44,6 +44,7 @@ def _variables(launch: Launch) -> dict[str, str]:
         "CONFIG": str(launch.config),
         "BASE_MODEL": str(launch.base),
         "MASTER_PORT": str(_free_port()),
+        "SUPERVISE": "0",  # whoever launches from here decides for itself what comes after a death
         "GLOG_v": os.environ.get("GLOG_v", "3"),  # noqa: SIM112  # its name; warnings would bury the run's lines
         "MS_NODE_TIMEOUT": "5",  # msrun otherwise waits 30 s for a rank that is dead
     }

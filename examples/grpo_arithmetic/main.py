@@ -20,8 +20,8 @@ if __name__ == "__main__":  # The folder itself would shadow modules named `data
 from grpo_arithmetic import config as configuration
 from grpo_arithmetic.errors import EXIT_CODE, ConfigError
 from grpo_arithmetic.settings import Config
-from ms_resume import strategies
-from ms_resume.errors import MsResumeError
+from ms_resume import pulse, strategies
+from ms_resume.errors import ExitCode, MsResumeError
 from ms_resume.framework import version
 
 KEY_OF_FLAG = {
@@ -121,9 +121,11 @@ def main(arguments: list[str]) -> int:
         config = load_config(args)
         return train(args, config)
     except ConfigError as error:
+        pulse.told(error)
         print(f"error: {error}", file=sys.stderr, flush=True)
         return EXIT_CODE
     except MsResumeError as error:
+        pulse.told(error)
         print(f"error: {error}", file=sys.stderr, flush=True)
         return int(error.exit_code)
 
@@ -142,9 +144,8 @@ def train(args: argparse.Namespace, config: Config) -> int:
         print(f"accepted, without meaning here: {', '.join(unused)}", flush=True)
     trainer = GRPOTrainer(config, here, asked)
     sabotage.arm(trainer)
-    trainer.run()
-    return 0
+    return int(ExitCode.OK if trainer.run() else ExitCode.LEFT_ON_REQUEST)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(pulse.run(main, sys.argv[1:]))

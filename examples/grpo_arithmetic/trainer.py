@@ -7,6 +7,7 @@ trained, and once more at (epochs, 0). Everything that a later step depends on l
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -62,15 +63,18 @@ class GRPOTrainer:
         self.metrics = self._metrics()
         self._build_stages(self.held_out.tokens.shape[1])
 
-    def run(self) -> None:
-        """Trains from the newest whole checkpoint, or from the base model, to (epochs, 0)."""
+    def run(self) -> bool:
+        """Trains from the newest whole checkpoint, or from the base model, to (epochs, 0); False where it was asked to
+        leave before."""
         with self._checkpointer() as self.checkpointer:
             first = self._start()
             self.rollouts = self.checkpointer.rollouts()
-            self._train(first)
-        self._report_accuracy()
+            finished = self._train(first)
+        if finished:
+            self._report_accuracy()
+        return finished
 
-    def _train(self, first: ms_resume.Position) -> None:
+    def _train(self, first: ms_resume.Position) -> bool:
         epochs = self.config.rl_config.epochs
         if first.epoch >= epochs and self.world.is_first:
             print(f"nothing left to train: the run ended at {first}", flush=True)
@@ -79,9 +83,12 @@ class GRPOTrainer:
             for indices, step in zip(self.cursor.epoch(), left):  # noqa: B905  # BREAK=data makes them differ
                 if self.checkpointer.due(epoch, step, wishes=self._wishes):
                     self._save(epoch, step)
+                if self.checkpointer.leaves(self._wishes):
+                    return False
                 self._train_step(epoch, step, self.prompts.rows(indices))
         if first.epoch < epochs:
             self._save(epochs, 0)
+        return True
 
     def load_base_models(self) -> None:
         """Puts the base model into policy and reference; each net gets its own copy of the values."""
@@ -154,6 +161,7 @@ class GRPOTrainer:
         )
         if position == ms_resume.Position(0, 0):
             self.load_base_models()
+        self.checkpointer.leave_on(signal.SIGTERM)
         self._announce("start", position.epoch, position.step)
         return position
 
@@ -243,5 +251,6 @@ class GRPOTrainer:
             print(f"held-out accuracy of the {name}: {figures}", flush=True)
 
     def _announce(self, phase: str, epoch: int, step: int) -> None:
+        self.checkpointer.phase(phase, epoch, step)
         for hook in self.on_phase:
             hook(phase, epoch, step)

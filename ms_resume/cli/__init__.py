@@ -4,7 +4,8 @@
     32 not equal   40 disk   60 gave up   61 directory in use   70 bug
 
 Only repair, restore, recover (all three not with --dry-run), pin, unpin, prune (only with --yes) write, and explain the
-name map that --write-map names. Nothing needs MindSpore, and only diff NumPy: a login node will do.
+name map that --write-map names. run starts a training and keeps it going, and ends with 50 and 60 as well. Nothing
+needs MindSpore, and only diff NumPy: a login node will do.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from ms_resume.cli import (
     recover,
     repair,
     restore,
+    run,
     show,
     unpin,
     verify,
@@ -49,6 +51,7 @@ _COMMANDS = {
     "unpin": unpin,
     "prune": prune,
     "recover": recover,
+    "run": run,
 }
 _INTERRUPTED = 130
 _BROKEN_PIPE = 141
@@ -72,11 +75,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(words: list[str]) -> int:
-    as_json = "--json" in words  # known even where the rest does not parse
+    own = words[: words.index("--")] if "--" in words else words  # what follows is a command of somebody else
+    as_json = "--json" in own  # known even where the rest does not parse
     try:
         args = _parser().parse_args(words)
-        _COMMANDS[args.command].run(args)
-        return 0
+        return _COMMANDS[args.command].run(args) or 0
     except SystemExit as end:  # --help and --version
         return int(end.code or 0)
     except MsResumeError as error:

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from ms_resume import write
+from ms_resume import pulse, write
 from ms_resume.errors import UsageError
 from ms_resume.framework import group as groups
 from ms_resume.framework import nets, version
@@ -29,7 +29,7 @@ from ms_resume.records import Position, Writer
 from ms_resume.resume import agree, banner, disks, fingerprint, session, unsaved, warm_start
 from ms_resume.resume.rollouts import Rollouts
 from ms_resume.resume.saver import Saver
-from ms_resume.resume.schedule import Schedule, Wishes
+from ms_resume.resume.schedule import LEAVE, Schedule, Wishes
 from ms_resume.resume.session import Job, Loaded, Request
 from ms_resume.resume.warm_start import NameMap, Plan, Warmed
 from ms_resume.settings import Settings, from_environment
@@ -91,7 +91,7 @@ class Checkpointer:
             group=ranks,
             disk=disks.shared(ranks),
         )
-        self._say = say or (lambda text: print(text, file=sys.stderr, flush=True))
+        self._to = say or (lambda text: print(text, file=sys.stderr, flush=True))
         self._writer: Writer | None = None
         self._heartbeat: Heartbeat | None = None
         self._origin: Position | None = None
@@ -99,6 +99,8 @@ class Checkpointer:
         self._saver: Saver | None = None
         self._rollouts: Rollouts | None = None
         self._wishes = Wishes(self._job.save, self._job.group.rank, schedule or Schedule())
+        self._pulse = pulse.of(self._job.settings.watch_dir, ranks.rank, self._job.settings.label)
+        self._left = False
         self.position = Position(0, 0)
 
     def start(
@@ -225,6 +227,9 @@ class Checkpointer:
     def _begin(self, request: Request, plan: Plan | None) -> Position:
         if self._writer is not None:
             raise UsageError("the Checkpointer was started already", hint="make a new one for another start")
+        self._pulse.beat("start")
+        if request.resume and request.position is None and self._job.settings.resume_at:
+            request = replace(request, position=Position.parse(self._job.settings.resume_at))
         if self._job.settings.storage == "local":
             self._job = replace(self._job, disk=disks.find(self._job.group, self._job.save))
         after = session.prepare(self._job, request)
@@ -239,6 +244,7 @@ class Checkpointer:
         saver.ready(self._writer, session.previous_vote(self._job, loaded))
         self._saver = saver
         self._take(loaded, request, self._writer, saver, placed)
+        self._pulse.beat("started", self.position)
         return self.position
 
     def steps(self, epochs: int, *, save_every: int, behind: bool = False) -> Iterator[tuple[int, int]]:
@@ -252,6 +258,7 @@ class Checkpointer:
             for step in range(first.step if epoch == first.epoch else 0, self._job.steps_per_epoch):
                 if step % save_every == 0:
                     (self.begin if behind else self.save)(epoch, step)
+                self.phase("step", epoch, step)
                 yield epoch, step
         if first.epoch < epochs:
             self.save(epochs, 0)
@@ -294,6 +301,7 @@ class Checkpointer:
             raise UsageError(
                 f"save at {position}, but the run went on from {self._origin}", hint="save later positions"
             )
+        self._pulse.beat("save", position)
         begun = saver.begin(position, metrics or {})
         if begun:
             self._wishes.granted()
@@ -330,12 +338,31 @@ class Checkpointer:
         """Lets these signals ask for a save at the next step; called in the main thread."""
         self._wishes.listen(*signals)
 
+    def leave_on(self, *signals: signal.Signals) -> None:
+        """Lets these signals ask for a save at the next step, and for the end after it; called in the main thread."""
+        self._wishes.listen(*signals, leave=True)
+
+    def leaves(self, wishes: float) -> bool:
+        """Whether a rank was asked to leave, alike on all ranks: then the trainer saves, leaves its loop in good order,
+        and exits with 50.
+
+        Args:
+            wishes: The sum of all ranks' `wish`.
+        """
+        self._left = self._left or wishes >= LEAVE
+        return wishes >= LEAVE
+
+    def phase(self, name: str, epoch: int, step: int) -> None:
+        """Tells a supervisor what this rank begins to do; by how long each phase takes it knows a hang."""
+        self._pulse.beat(name, Position(epoch, step))
+
     def due(self, epoch: int, step: int, *, wishes: float = 0.0) -> str:
         """Why the schedule wants (epoch, step) saved, alike on all ranks; empty when it does not.
 
         Args:
             wishes: The sum of all ranks' `wish`.
         """
+        self.phase("step", epoch, step)
         return self._wishes.schedule.reason(epoch, step, wishes=wishes)
 
     def fence(self) -> None:
@@ -377,7 +404,9 @@ class Checkpointer:
     ) -> None:
         if kind is None:
             self.close()
+            self._pulse.ended(done=not self._left, left=self._left)
         else:
+            self._pulse.ended(error=error)
             if self._saver is not None:
                 self._saver.close()
             if self._rollouts is not None:
@@ -402,6 +431,10 @@ class Checkpointer:
         if self._heartbeat is not None:
             self._heartbeat.stop()
             self._heartbeat = None
+
+    def _say(self, text: str) -> None:
+        self._pulse.log("WARNING" if "warning" in text else "INFO", text)
+        self._to(text)
 
     def _tell(self, text: str) -> None:
         if self._job.group.rank == 0:

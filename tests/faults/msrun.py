@@ -155,7 +155,7 @@ class Launch:
         trainer = Path(__file__).with_name("msrun_rank.py")
         what = {"TRAINER": trainer, "CONFIG": CONFIG, "BASE_MODEL": self._work / "base", "SAVE_DIR": self.save}
         where = {"STRATEGY_DIR": self._work / "strategy", "LOG_DIR": self._work / "logs", "FAULTS_LINE": self._work}
-        fixed = {"VENV": sys.prefix, "MASTER_PORT": _free_port(), "MS_NODE_TIMEOUT": 5, "GLOG_v": 3}
+        fixed = {"VENV": sys.prefix, "MASTER_PORT": _free_port(), "MS_NODE_TIMEOUT": 5, "GLOG_v": 3, "SUPERVISE": 0}
         return {**shim.environment(), **{name: str(value) for name, value in {**what, **where, **fixed}.items()}}
 
     def _welcome(self, door: socket.socket) -> None:
