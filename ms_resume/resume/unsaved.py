@@ -16,11 +16,11 @@ _SHOWN = 3
 
 def components(roles: Mapping[str, Tensors], given: Mapping[str, Component]) -> list[str]:
     """What has no component: it starts anew at every resume."""
-    held, found = tuple(given.values()), []
-    if not any(isinstance(component, Randomness) for component in held):
+    found = []
+    if Randomness.name not in given:
         found.append("what Python, NumPy, and MindSpore draw (Randomness)")
     optimizer = roles["optimizer"]
-    if isinstance(optimizer, Net) and not any(isinstance(component, LearningRates) for component in held):
+    if isinstance(optimizer, Net) and not any(isinstance(component, LearningRates) for component in given.values()):
         rates = [rate.name for rate in nets.learning_rates(optimizer.cell).values()]
         if absent := [name for name in rates if name not in optimizer.infos()]:
             found.append(f"the optimizer's {', '.join(absent)} (LearningRates)")
