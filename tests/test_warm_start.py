@@ -19,6 +19,7 @@ from test_resume import error_of
 
 import ms_resume
 from ms_resume.errors import Damaged, DirectoryNotEmpty, Disagreement, LayoutMismatch, NamesMismatch, UsageError
+from ms_resume.load.name_map import NameMap
 from ms_resume.load.views import Part
 from ms_resume.ondisk import attempts
 from ms_resume.records import Position
@@ -485,6 +486,35 @@ def test_a_name_map(tmp_path: Path) -> None:
 
     assert me.policy["bias"].tolist() == [3.0] * 3
     assert "1 tensors in the same file are optimizer state and counters, not taken: adam_m.net.w" in me.said[0]
+
+
+def under_net(me: TinyRank) -> None:
+    """The same model, whose names have another beginning now."""
+    me.policy = Arrays({f"net.{name}": array for name, array in me.policy.items()})
+    moments = {f"adam_m.net.{name}": me.optimizer[f"adam_m.{name}"] for name in ("w", "bias")}
+    me.optimizer = Arrays({**me.policy, **moments, "global_step": me.optimizer["global_step"]})
+
+
+def test_a_resume_under_other_names(trained: Path, tmp_path: Path) -> None:
+    """All of policy and optimizer, each where it belongs; the reference keeps its names."""
+    save = shutil.copytree(trained, tmp_path / "save")
+    names = {"w": "net.w", "bias": "net.bias"}
+    moments = {f"adam_m.{old}": f"adam_m.{new}" for old, new in names.items()}
+    rules = {"policy": [{"exact": names}], "optimizer": [{"exact": {**names, **moments}}]}
+    name_map = NameMap.parse(json.dumps({"ms_resume_name_map": 1, "roles": rules}))
+
+    refused = unchanged_by(job(save, resume(), under_net), [], under_net)
+    assert "0 of 2 parameters match" in str(refused)
+    ranks = job(save, resume(name_map=name_map), under_net).ok()
+
+    for rank, me in enumerate(ranks):
+        was = final(trained, rank=rank)
+        assert me.start == P("1_0")
+        assert {name.removeprefix("net."): array.tobytes() for name, array in me.policy.items()} == {
+            name: array.tobytes() for name, array in was.policy.items()
+        }
+        assert me.optimizer["adam_m.net.w"].tobytes() == was.optimizer["adam_m.w"].tobytes()
+        assert me.optimizer["global_step"] == was.optimizer["global_step"]
 
 
 # -- what else goes wrong

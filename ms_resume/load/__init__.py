@@ -34,7 +34,7 @@ def settle(sources: Mapping[str, Readable], live: Mapping[str, Tensors], gaps: G
     Raises:
         NamesMismatch: One role or more does not fit; the message holds the report of each.
     """
-    reports = {role: match(_wanted(sources[role], role), tensors.infos(), gaps, role) for role, tensors in live.items()}
+    reports = {role: match(wanted(sources[role], role), tensors.infos(), gaps, role) for role, tensors in live.items()}
     bad = {role: report for role, report in reports.items() if not report.clean}
     if bad:
         told = "\n  ".join(f"{role} ({sources[role].path}): {report}" for role, report in bad.items())
@@ -119,7 +119,7 @@ class Copy:
 
 def size_of(sources: Mapping[str, Readable], live: Mapping[str, Tensors]) -> int:
     """Bytes that `place` tells its progress of."""
-    return sum(payload.size_of(info) for role in live for info in _wanted(sources[role], role).values())
+    return sum(payload.size_of(info) for role in live for info in wanted(sources[role], role).values())
 
 
 def _place(sources: Mapping[str, Readable], live: Mapping[str, Tensors], tell: Progress) -> None:
@@ -139,7 +139,7 @@ def _place(sources: Mapping[str, Readable], live: Mapping[str, Tensors], tell: P
 def _fitting(source: Readable, role: str, tensors: Tensors) -> list[str]:
     """The names that both sides have. `settle` has refused other shapes with a report; here nothing is written past
     the end of a tensor whatever was settled."""
-    found, live = _wanted(source, role), tensors.infos()
+    found, live = wanted(source, role), tensors.infos()
     for name in (names := [name for name in found if name in live]):
         if (found[name].dtype, found[name].shape) != (live[name].dtype, live[name].shape):
             raise MsResumeError(
@@ -151,5 +151,6 @@ def _fitting(source: Readable, role: str, tensors: Tensors) -> list[str]:
     return names
 
 
-def _wanted(source: Readable, role: str) -> dict[str, TensorInfo]:
+def wanted(source: Readable, role: str) -> dict[str, TensorInfo]:
+    """What of a source is for the nets: all but the position that a policy's file has as tensors."""
     return {name: info for name, info in source.tensors.items() if name not in _NOT_WEIGHTS.get(role, ())}

@@ -48,6 +48,12 @@ class Readable(Protocol):
         """A copy of one tensor, checked. Called from any thread."""
 
 
+class NameMap(Protocol):
+    """Gives a source the names that a role has, as another source: `name_map.NameMap`, or anything that does."""
+
+    def apply(self, source: Any, role: str | None = None) -> Readable: ...
+
+
 def pour(source: Readable, names: Collection[str], sinks: sums.OfTensor, threads: sums.Threads) -> Poured:
     """Lets threads read the tensors `names`, each once and in order, into `sinks(name)`. Returns at once.
 

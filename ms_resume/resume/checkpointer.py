@@ -24,6 +24,7 @@ from ms_resume.framework import nets, version
 from ms_resume.framework.group import Group
 from ms_resume.load import doubt
 from ms_resume.load.match import Gaps
+from ms_resume.load.source import NameMap
 from ms_resume.ownership import Heartbeat
 from ms_resume.records import Position, Writer
 from ms_resume.resume import agree, banner, disks, fingerprint, session, unsaved, warm_start
@@ -31,7 +32,7 @@ from ms_resume.resume.rollouts import Rollouts
 from ms_resume.resume.saver import Saver
 from ms_resume.resume.schedule import LEAVE, Schedule, Wishes
 from ms_resume.resume.session import Job, Loaded, Request
-from ms_resume.resume.warm_start import NameMap, Plan, Warmed
+from ms_resume.resume.warm_start import Plan, Warmed
 from ms_resume.settings import Settings, from_environment
 from ms_resume.state import Component
 
@@ -134,7 +135,8 @@ class Checkpointer:
                 save there is none.
             weights_from: Policy weights to put in the place of the checkpoint's, as `warm_start` finds them; all else
                 is the checkpoint's. Looked at before anything is changed.
-            name_map: For these weights, as in `warm_start`.
+            name_map: Gives what is in the files the names of this job's nets: for the weights of `weights_from` where
+                there are any, else for policy, optimizer, and reference of the checkpoint. As in `warm_start`.
 
         Returns:
             The position to go on from: run (epoch, step) next.
@@ -152,6 +154,7 @@ class Checkpointer:
             take_over=take_over,
             allow_missing=frozenset(allow_missing),
             override=dict(override or {}),
+            name_map=name_map if weights_from is None else None,
             weights="" if weights_from is None else session.INSTEAD,
         )
         return self._begin(request, Plan(Path(weights_from), name_map=name_map) if weights_from is not None else None)

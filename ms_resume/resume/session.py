@@ -27,7 +27,8 @@ from ms_resume.framework import nets
 from ms_resume.framework.group import Group
 from ms_resume.layouts import survey
 from ms_resume.load import doubt, overrides
-from ms_resume.load.source import Readable, Source
+from ms_resume.load.source import NameMap, Readable, Source
+from ms_resume.load.views import Part
 from ms_resume.ondisk import atomic, attempts, names
 from ms_resume.ownership import Heartbeat
 from ms_resume.progress import Progress
@@ -68,6 +69,7 @@ class Request:
     take_over: bool = False
     allow_missing: frozenset[str] = frozenset()
     override: Mapping[str, str] = field(default_factory=dict)
+    name_map: NameMap | None = None
     weights: str = ""
     """What weights from elsewhere are for: `FRESH`, a start without a checkpoint, or `INSTEAD` of a checkpoint's."""
 
@@ -212,6 +214,7 @@ def _asked(job: Job, request: Request) -> dict[str, Any]:
         "take_over": request.take_over,
         "allow_missing": sorted(request.allow_missing),
         "override": dict(request.override),
+        "the name map": request.name_map is not None,
         "weights from elsewhere": request.weights,
         "steps_per_epoch": job.steps_per_epoch,
         "the parallel strategy": job.about["parallel"],
@@ -299,7 +302,7 @@ def _load(job: Job, request: Request, chosen: Choice) -> Loaded:
     began = time.monotonic()
     _check_world_size(chosen, job.group.world_size)
     mine = choice.confirm(job.group, chosen, job.settings.visibility_timeout_s)
-    sources, _ = agree.together(job.group, lambda: _open(job, mine))
+    sources, _ = agree.together(job.group, lambda: _open(job, mine, request.name_map))
     decided, _ = agree.together(
         job.group, lambda: decisions.decide(sources, job.roles, job.about, mine.vote, request.override)
     )
@@ -366,14 +369,18 @@ def _check_world_size(chosen: Choice, world_size: int) -> None:
         )
 
 
-def _open(job: Job, mine: Mine) -> dict[str, Source]:
+def _open(job: Job, mine: Mine, name_map: NameMap | None) -> dict[str, Readable]:
     roles = [*job.roles, *(["state"] if "state" in mine.files else [])]
     if lacking := [role for role in roles if role not in mine.files]:
         raise LayoutMismatch(
             f"the checkpoint has no {' and no '.join(lacking)}, this job has",
             hint="build the job as the one that saved it, or start from its weights alone",
         )
-    return {role: Source(mine.files[role], mine.vote.file(role) if mine.vote else None) for role in roles}
+    sources = {role: Source(mine.files[role], mine.vote.file(role) if mine.vote else None) for role in roles}
+    if name_map is None:
+        return dict(sources)
+    parts = {role: Part(sources[role], load.wanted(sources[role], role)) for role in job.roles}
+    return {**sources, **{role: name_map.apply(part, role) for role, part in parts.items()}}
 
 
 def _origin(job: Job, loaded: Loaded) -> Origin | None:

@@ -11,26 +11,20 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from ms_resume import load
 from ms_resume.errors import NamesMismatch, UsageError
 from ms_resume.layouts.mindrlhf import POSITION_TENSORS
 from ms_resume.load import optimizers, overrides, warm
 from ms_resume.load.match import NONE, Gaps, LoadReport, fitted
-from ms_resume.load.source import Readable
+from ms_resume.load.source import NameMap, Readable
 from ms_resume.load.views import Only, Part
 from ms_resume.load.warm import Place
 from ms_resume.records import Position
 from ms_resume.resume import agree, choice, session
 from ms_resume.resume.session import Job
 from ms_resume.state import Tensors
-
-
-class NameMap(Protocol):
-    """Gives a source the names that a role has, as another source."""
-
-    def apply(self, source: Any, role: str | None = None) -> Readable: ...
 
 
 @dataclass(frozen=True, slots=True)
