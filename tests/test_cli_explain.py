@@ -351,3 +351,23 @@ def test_json_of_an_error_has_the_report(tmp_path: Path, capsys: Capture) -> Non
     file = names(tmp_path / "file.json", policy={"a": TensorInfo("F32", ())})
 
     assert json.loads(call(capsys, "explain", file, "--against", str(net), "--json").out)["clean"] is False
+
+
+def test_a_hugging_face_directory(tmp_path: Path, capsys: Capture) -> None:
+    """All of its shards, though their weights are spread over them."""
+    held = model_names.hugging_face(TINY)
+    half = sorted(held)[: len(held) // 2]
+    shards = {"a.safetensors": half, "b.safetensors": sorted(held.keys() - set(half))}
+    for file, those in shards.items():
+        payload(tmp_path / "model" / file, {name: held[name] for name in those})
+    index = {"weight_map": {name: file for file, those in shards.items() for name in those}}
+    (tmp_path / "model" / "model.safetensors.index.json").write_text(json.dumps(index))
+    net = names(tmp_path / "net.json", policy=POLICY)
+    single = payload(tmp_path / "model.safetensors", held)
+
+    said = [
+        call(capsys, "explain", str(what), "--against", str(net), "--json").json
+        for what in (tmp_path / "model", single)
+    ]
+    assert said[0]["causes"] == said[1]["causes"]
+    assert (said[0]["missing"], said[0]["mended"]) == (said[1]["missing"], said[1]["mended"])

@@ -1,4 +1,4 @@
-"""What a person gives to be compared: a payload, a checkpoint in a save directory, a list of names."""
+"""What a person gives to be compared: a payload, a checkpoint in a save directory, a model, a list of names."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ms_resume import layouts, locate
 from ms_resume.cli import directory, show
 from ms_resume.errors import Torn, UsageError
 from ms_resume.layouts import mindrlhf
-from ms_resume.load import listing
+from ms_resume.load import huggingface, listing
 from ms_resume.ondisk import reading
 from ms_resume.records import ROLES, Position, TensorInfo
 
@@ -74,6 +74,8 @@ def side(word: str, role: str | None, rank: int | None) -> Side:
     path = Path(word)
     if path.is_file() and path.suffix not in _SUFFIXES and _is_text(listed := _regular(path)):
         return _listed(word, listing.read(listed), role)
+    if path.is_dir() and huggingface.is_here(path):
+        return Side(f"{word} (Hugging Face)", role, huggingface.open_dir(path).tensors, path)
     found = files(word)
     if found.single is not None:
         return _of_file(found.said, found.single, role)
