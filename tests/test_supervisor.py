@@ -356,7 +356,7 @@ def test_a_launcher_that_is_killed(toy: Toy):
 def test_two_supervisors(toy: Toy):
     """The second one is refused with 61 and the first one's pid, also where it logs elsewhere."""
     first = Supervisor(toy, steps=1000)
-    first.wait_for(beyond(toy, 2))
+    first.wait_for(beyond(toy, 20))  # it locks the save directory at the first look that finds one
     with pytest.raises(DirectoryInUse, match=f"pid {first.process.pid}"):
         run.supervise(toy.plan())
     with pytest.raises(DirectoryInUse, match=re.escape(str(toy.save))):

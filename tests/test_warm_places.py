@@ -24,6 +24,7 @@ from ms_resume.records import Position, Rejection
 from ms_resume.state import to_array
 
 P = Position.parse
+KINDS = [kind for kind, tree in TREES.items() if tree.layout not in warm.NOT_TAKEN]
 
 
 def value(place: warm.Place, rank: int = 0, world_size: int = 2, role: str = "policy") -> float:
@@ -37,7 +38,7 @@ def found(path: Path, role: str = "policy", world_size: int = 2, at: str = "") -
     return warm.find(path, role, world_size=world_size, position=P(at) if at else None)
 
 
-@pytest.mark.parametrize("kind", TREES)
+@pytest.mark.parametrize("kind", KINDS)
 def test_the_newest_of_each_kind(kind: str, tmp_path: Path) -> None:
     """Each rank has its own weights, and nothing in the directory is changed by a byte."""
     tree = TREES[kind]
@@ -52,7 +53,7 @@ def test_the_newest_of_each_kind(kind: str, tmp_path: Path) -> None:
     assert warm.Place.from_json(json.loads(json.dumps(place.to_json()))) == place
 
 
-@pytest.mark.parametrize("kind", TREES)
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_position_of_each_kind(kind: str, tmp_path: Path) -> None:
     """That one and no other; of one that is not there the others are named."""
     tree = TREES[kind]
@@ -65,7 +66,14 @@ def test_a_position_of_each_kind(kind: str, tmp_path: Path) -> None:
         found(tmp_path, at="77_0")
 
 
-@pytest.mark.parametrize("kind", [kind for kind in TREES if kind != "ours"])
+@pytest.mark.parametrize("kind", [kind for kind in TREES if kind not in KINDS])
+def test_kinds_that_are_not_taken(kind: str, tmp_path: Path) -> None:
+    TREES[kind].build(tmp_path)
+    with pytest.raises(UsageError, match=f"holds {TREES[kind].layout} checkpoints, of which no weights are taken"):
+        found(tmp_path)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "ours"])
 def test_a_damaged_newest_is_passed_over(kind: str, tmp_path: Path) -> None:
     """With the reason; asked for by name it is the error."""
     tree = TREES[kind]

@@ -24,7 +24,9 @@ from ms_resume.framework.group import Solo
 from ms_resume.state import Arrays
 
 SAVE_EVERY = 5
-STEP_S = float(os.environ.get("TOY_STEP_S", "0.02"))
+STEP_S = float(os.environ.get("TOY_STEP_S", "0.05"))
+START_S = 0.7
+"""A rank that builds nets takes longer: who watches has seen it by then."""
 
 
 def main(words: list[str]) -> int:
@@ -32,6 +34,7 @@ def main(words: list[str]) -> int:
     rank = int(os.environ.get("RANK_ID", "0"))
     fault(save, rank, -1)
     weights = Arrays(w=np.zeros(4, np.float32))
+    time.sleep(START_S)
     if rank:
         return follow(save, rank)
     with ms_resume.Checkpointer(

@@ -29,6 +29,9 @@ from ms_resume.records import Checkpoint, Position, Rejection, TensorInfo
 
 HUGGING_FACE, ONE_FILE, RANK_FILES = "Hugging Face", "one file", "files of ranks"
 DATA_PARALLEL = "data_parallel"
+NOT_TAKEN = (layouts.huggingface.NAME, layouts.numbered.NAME, layouts.iterations.NAME)
+"""Torch's own files are pickle, and of several models none is the one that is meant."""
+
 _SUFFIXES = (".safetensors", ".ckpt")
 _ACCEPTED = (
     "a save directory, <save>/commits/E_S, a directory of MindFormers, MindSpeed or Hugging Face, a .ckpt or "
@@ -106,6 +109,11 @@ def find(path: Path, role: str, *, world_size: int, position: Position | None = 
         holding = _of_ranks(directory, role)
     if not holding.positions:
         raise _nothing(directory, role)
+    if holding.NAME in NOT_TAKEN:
+        raise UsageError(
+            f"{directory}: holds {holding.NAME} checkpoints, of which no weights are taken",
+            hint="give a directory in it that holds a Hugging Face model, such as checkpoint-N or iter_N",
+        )
     return _newest(_Wanted(holding, role), position)
 
 

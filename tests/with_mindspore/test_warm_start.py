@@ -16,7 +16,6 @@ from ms_resume.framework import nets
 from ms_resume.framework.nets import Net
 from ms_resume.load import optimizers, warm
 from ms_resume.load.source import Source
-from ms_resume.load.views import size_of
 from ms_resume.ondisk import names, payload
 from ms_resume.records import Position
 from ms_resume.state import read_all
@@ -189,5 +188,5 @@ def test_what_is_counted_is_what_is_read(tmp_path):
     ms.save_checkpoint(run.policy, str(tmp_path / "base.ckpt"))
     source = Source(tmp_path / "base.ckpt")
 
-    assert size_of(source.tensors) == sum(len(value) for value in bytes_of(run.policy).values())
+    assert payload.total(source.tensors.values()) == sum(len(value) for value in bytes_of(run.policy).values())
     assert re.search("one file", str(warm.find(tmp_path / "base.ckpt", "policy", world_size=1)))
