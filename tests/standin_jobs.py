@@ -10,6 +10,7 @@ import hashlib
 import importlib
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -187,8 +188,9 @@ class Job:
         for name, value in config.items():
             sections.setdefault(name.partition(".")[0], {})[name.partition(".")[2]] = value
         text = yaml.safe_dump(sections)
-        if not file.exists() or file.read_text() != text:
-            file.write_text(text)
+        own = file.with_name(f"config-{threading.get_ident()}.yaml")
+        own.write_text(text)
+        own.replace(file)  # another rank may be reading it
         words = ["--config", str(file), "--save_checkpoint_dir", str(save)]
         if resume:
             words += ["--actor_checkpoint_path", str(source / "train"), "--ref_checkpoint_path", str(source / "ref")]
