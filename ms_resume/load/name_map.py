@@ -21,8 +21,9 @@ from typing import Any
 
 from ms_resume.errors import UsageError
 from ms_resume.load import rules as kinds
-from ms_resume.load.recipes import Readable, Taken, View
+from ms_resume.load.recipes import Taken, View
 from ms_resume.load.rules import Rule, Table, Wrong
+from ms_resume.load.source import Readable
 from ms_resume.ondisk import reading
 from ms_resume.records import ROLES, TensorInfo
 

@@ -12,10 +12,10 @@ import threading
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from ms_resume.errors import NamesMismatch, UsageError
+from ms_resume.load.source import Readable
 from ms_resume.ondisk import payload
 from ms_resume.records import TensorInfo
 from ms_resume.state import HostTensor
@@ -213,27 +213,6 @@ class Cast:
 
     def make(self, take: Take) -> Array:
         return _cast(self.of.make(take), self.of.info.dtype, self.dtype, ", ".join(self.of.uses))
-
-
-class Readable(Protocol):
-    """What can be loaded from: a `load.source.Source`, or what reads like one."""
-
-    @property
-    def path(self) -> Path: ...
-
-    @property
-    def bytes(self) -> int: ...
-
-    @property
-    def tensors(self) -> Mapping[str, TensorInfo]: ...
-
-    @property
-    def digests(self) -> Mapping[str, str]: ...
-
-    @property
-    def values(self) -> Mapping[str, Any]: ...
-
-    def read(self, name: str) -> HostTensor: ...
 
 
 class View:
