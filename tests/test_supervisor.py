@@ -104,6 +104,17 @@ def test_a_run_without_faults(toy: Toy):
     assert (toy.save / "result").read_text() == repr([float(STEPS)] * 4)
 
 
+def test_ranks_within_a_script(toy: Toy):
+    """A script around each rank, seen before the rank is: the rank is who speaks, not the script."""
+    script = toy.save.with_name("around.py")
+    script.write_text("import subprocess, sys, time\ntime.sleep(1)\nsubprocess.run([sys.executable, *sys.argv[1:]])\n")
+
+    summary = run.supervise(toy.plan(command=[*LAUNCHER, "2", str(script), RANK, str(toy.save), str(STEPS)]))
+
+    assert summary.action.what == "done"
+    assert [(end["class"], end["rank"]) for end in toy.ends] == [("done", None)]
+
+
 DEATHS = [
     # what the rank does, which one, the class, and what it ends with
     ("kill", 0, "killed", -9),

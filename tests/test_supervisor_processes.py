@@ -150,7 +150,7 @@ def test_names_with_anything_in_them(name: str):
 
 
 def test_workers_of_msrun(nursery: Nursery, tmp_path: Path):
-    """By rank; msrun's scheduler and what a worker starts are none."""
+    """By rank; msrun's scheduler, what a worker starts, and the `tail` of a worker's log are none."""
     roles = {"MS_ROLE": "MS_WORKER", "RANK_ID": "3"}
     code = f"{CHILD}); "
     variables = {**os.environ, MARK: str(tmp_path)}
@@ -160,6 +160,9 @@ def test_workers_of_msrun(nursery: Nursery, tmp_path: Path):
         assert child.stdout is not None
         child.stdout.readline()
         nursery.children.append(child)
+    (tmp_path / "worker_3.log").touch()
+    tail = ["tail", "-f", str(tmp_path / "worker_3.log")]
+    nursery.children.append(subprocess.Popen(tail, env={**variables, **roles}, stdout=subprocess.PIPE))
 
     found = processes.workers(str(tmp_path))
 

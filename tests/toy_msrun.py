@@ -1,5 +1,5 @@
 """Starts ranks as msrun does, with its bad habits: sessions of their own, a look now and then, SIGTERM not passed on, a
-long wait after a death, and 1 for everything that fails.
+`tail` that looks like rank 0 and is killed at the end, a long wait after a death, and 1 for everything that fails.
 
     python toy_msrun.py RANKS SCRIPT ARGUMENTS...
 """
@@ -21,16 +21,21 @@ def main(ranks: int, command: list[str]) -> int:
         with (logs / f"worker_{rank}.log").open("wb") as log:
             words = [sys.executable, *command]
             workers.append(subprocess.Popen(words, env=variables, stdout=log, stderr=log, start_new_session=True))
+        if rank == 0:
+            tail = subprocess.Popen(["tail", "-f", str(logs / "worker_0.log")], env=variables)
     while True:
         codes = [worker.poll() for worker in workers]
         for worker, code in zip(workers, codes, strict=True):
             if code:
                 print(f"Worker process {worker.pid} exit with exception. Error code: {code}.", flush=True)
-                for other in workers:
+                for other in [*workers, tail]:
                     other.kill()
                 time.sleep(30)
                 return 1
         if all(code == 0 for code in codes):
+            tail.kill()
+            tail.wait()
+            time.sleep(1)
             return 0
         time.sleep(0.3)
 

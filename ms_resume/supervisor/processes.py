@@ -119,6 +119,15 @@ def environment(pid: int) -> bytes:
         return b""
 
 
+def _program(pid: int) -> bytes:
+    """The name it was called by, without its directory; empty where it cannot be read."""
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            return os.path.basename(file.read().partition(b"\0")[0])
+    except OSError:
+        return b""
+
+
 def marked(directory: str, *, below: bool = False) -> list[Process]:
     """The living processes of the attempt in `directory`; with `below`, of all attempts in it.
 
@@ -141,18 +150,18 @@ def marked(directory: str, *, below: bool = False) -> list[Process]:
 
 
 def workers(directory: str) -> dict[int, Process]:
-    """The ranks that msrun started in this attempt, by rank; what a rank itself started is left out."""
+    """The ranks that msrun started in this attempt, by rank; what a rank itself started is left out, and the `tail -f`
+    with which msrun shows a rank's log: it has the rank's environment, and is killed when all is done."""
     needle = f"\0{MARK}={directory}\0".encode()
-    found: dict[int, tuple[Process, int]] = {}
-    seen = dict(_everything())
-    for pid, its in seen.items():
+    found: dict[int, Process] = {}
+    for pid, its in dict(_everything()).items():
         variables = environment(pid)
         if needle in variables and b"\0MS_ROLE=MS_WORKER\0" in variables:
             rank = variables.partition(b"\0RANK_ID=")[2].partition(b"\0")[0]
             parent_is_one = b"\0MS_ROLE=MS_WORKER\0" in environment(its.parent)
-            if rank.isdigit() and not parent_is_one:
-                found[int(rank)] = (Process(pid, its.start), its.parent)
-    return {rank: process for rank, (process, _) in found.items()}
+            if rank.isdigit() and not parent_is_one and _program(pid) != b"tail":
+                found[int(rank)] = Process(pid, its.start)
+    return found
 
 
 def _handle(pid: int) -> int | None:

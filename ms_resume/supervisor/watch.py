@@ -126,8 +126,10 @@ class Watch:
         for path in directory.glob("rank_*.pulse"):
             number = path.stem.removeprefix("rank_")
             pulse = files.document(path)
-            if pulse and number.isdecimal() and int(number) not in self._ranks and pulse.get("host") == platform.node():
-                self._hold(int(number), Process(int(pulse["pid"]), int(pulse["pid_start"])), now)
+            if pulse and number.isdecimal() and pulse.get("host") == platform.node():
+                process, held = Process(int(pulse["pid"]), int(pulse["pid_start"])), self._ranks.get(int(number))
+                if held is None or (held.process != process and held.ended is None):  # held was a script around it
+                    self._hold(int(number), process, now)
         missing = not wanted or len(self._ranks) < wanted
         if missing and now >= self._next_scan:
             self._next_scan = now + (0.0 if now - self._began < _SCAN_OFTEN_S else _SCAN_RARELY_S)
@@ -143,6 +145,8 @@ class Watch:
         if watched is not None and watched.process.start != process.start:  # its pid is somebody else's by now
             watched.close()
             watched = None
+        if rank in self._ranks and (before := self._ranks[rank].watched) is not None:
+            before.close()
         self._ranks[rank] = _Rank(watched, process, now)
         if self._counter is None:
             self._counter = host.oom_counter(process)
