@@ -1,0 +1,16 @@
+"""`make test` runs the suite in two processes. What starts msrun stays in one of them, and begins at once, since that
+takes longest; of all else a file is a unit: its tests share what is slow to make."""
+
+from __future__ import annotations
+
+import pytest
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.pluginmanager.hasplugin("xdist"):
+        return
+    items.sort(key=lambda item: item.get_closest_marker("msrun") is None)
+    for item in items:
+        group = "msrun" if item.get_closest_marker("msrun") else item.path.stem
+        item.add_marker(pytest.mark.xdist_group(group))
