@@ -175,7 +175,8 @@ class Saver:
     def _save(self, snapshot: write.Snapshot, about: Mapping[str, Any]) -> write.Saved:
         fewest = partial(self._try_to_tidy, retention.NEVER_FEWER_THAN)
         make_room = fewest if self._job.settings.early_retention else None
-        saved = write.save(self._started(), snapshot, about, self._previous(), make_room)
+        previous = self._previous() if "ref" in snapshot.roles else None  # looked up for its reference alone
+        saved = write.save(self._started(), snapshot, about, previous, make_room)
         for warning in saved.warnings:
             self._tell(f"warning: {warning}")
         self._latest = saved.vote

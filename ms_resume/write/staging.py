@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent import futures
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ _UNKNOWN = 1 << 62
 _POPULATE_WRITE = 23  # of Linux 5.14; `mmap` has no name for it
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Run:
     """`placed` has offsets in the data part of the files of `roles`, in order; `start` is its place in the buffer."""
 
@@ -56,11 +57,11 @@ class Run:
     placed: Mapping[str, TensorInfo]
     start: int
 
-    @property
+    @cached_property
     def begin(self) -> int:
         return next(iter(self.placed.values())).begin
 
-    @property
+    @cached_property
     def end(self) -> int:
         return max(info.end for info in self.placed.values())
 
