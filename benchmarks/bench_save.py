@@ -1,6 +1,6 @@
 """How fast a save is: blocked time, time to durable, peak memory, and what a save adds to the wall time of training.
 
-    python benchmarks/bench_save.py [--sizes 16M,1G] [--rounds N] [--only TEXT] [--directory DIR] [--report FILE]
+    python benchmarks/bench_save.py [--sizes 16M,1G] [--rounds N] [--only TEXTS] [--directory DIR] [--report FILE]
 
 All rows of one size are interleaved, in another order each round; ratios are of medians. `make bench-save` installs the
 other tools into an environment of their own; without them their rows say so.
@@ -55,7 +55,9 @@ class Measured:
 def measure(size: int, tensors: int, rounds: int, top: Path, only: str) -> list[Measured]:
     """Every row once a round, in another order each time, and once before as a warm-up; each in its own directory."""
     state = State.of(size, tensors)
-    found = [Measured(row.name, skipped=row.missing()) for row in rows() if only in row.name]
+    found = [
+        Measured(row.name, skipped=row.missing()) for row in rows() if any(text in row.name for text in only.split(","))
+    ]
     able = [(row, m) for row in rows() for m in found if row.name == m.name and not m.skipped]
     with contextlib.ExitStack() as stack:
         bench = [stack.enter_context(_on_the_bench(row, m, top / row.name, state)) for row, m in able]
@@ -235,7 +237,7 @@ def main() -> int:
     parser.add_argument("--sizes", default="16M,256M,1G,4G", help="bytes on the disk of one save (16M,256M,1G,4G)")
     parser.add_argument("--tensors", default="64,2048", help="few large, or many small ones (64,2048)")
     parser.add_argument("--rounds", type=int, default=0, help="of each row (9 up to 1G, 3 above)")
-    parser.add_argument("--only", default="", metavar="TEXT", help="rows whose name contains this")
+    parser.add_argument("--only", default="", metavar="TEXTS", help="rows whose name contains one")
     parser.add_argument("--directory", type=Path, help="on the disk that is measured (a temporary one)")
     parser.add_argument("--report", type=Path, metavar="FILE", help="tables to FILE.md, all numbers to FILE.json")
     parser.add_argument("--no-training", action="store_true", help="leaves out what a save adds to training")
