@@ -1,5 +1,6 @@
-# What the launch scripts share; sourced by them, never run. Their knobs are set by then: VENV, CONDA_ENV, ASCEND_ENV,
-# WORKERS, NUM_NODES, NODE_RANK, STRATEGY, STRATEGY_DIR, and `arguments`, the words for the trainer.
+# What the launch scripts share; sourced by them, never run. Their knobs are set by then: VENV, CONDA_ENV, ASCEND_ENV;
+# where msrun is started also WORKERS, NUM_NODES, NODE_RANK, MASTER_ADDR, MASTER_PORT, LOG_DIR, STRATEGY, STRATEGY_DIR,
+# DRY_RUN, and `arguments`, the words for the trainer.
 # shellcheck shell=bash disable=SC2154  # the knobs
 
 say() {
@@ -8,10 +9,10 @@ say() {
 }
 die() {
     say "$1" "  -> $2"
-    exit 2
+    exit "${3:-2}"
 }
 
-enter_environment() {
+enter_environment() { # the program that must be in it, and what to do where it is not
     set +eu # neither conda's nor Ascend's scripts survive strict mode
     if [[ -n "${CONDA_ENV}" ]]; then
         # shellcheck disable=SC1091  # lies where conda is installed
@@ -25,7 +26,7 @@ enter_environment() {
         source "${ASCEND_ENV}" || die "ASCEND_ENV=${ASCEND_ENV} failed" "give the path of CANN's set_env.sh"
     fi
     set -eu
-    command -v msrun >/dev/null || die "no msrun on PATH, nor in ${VENV}" "make setup, or set CONDA_ENV or VENV"
+    command -v "$1" >/dev/null || die "no $1 on PATH, nor in ${VENV}" "$2, or set CONDA_ENV or VENV"
 }
 
 check_numbers() {
@@ -84,4 +85,15 @@ check_strategy_dir() {
 
 clear_strategy_dir() { # when MindSpore merges, a stale file of another topology may win over a new one
     if ((NODE_RANK == 0)); then (cd -- "${STRATEGY_DIR}" && rm -rf -- "${strategy_subdirs[@]}"); fi
+}
+
+start_msrun() { # `command`, or shows it
+    if [[ "${DRY_RUN}" == 1 ]]; then
+        printf '%q ' "${command[@]}"
+        echo
+        exit 0
+    fi
+    mkdir -p -- "${LOG_DIR}" "${STRATEGY_DIR}"
+    clear_strategy_dir
+    exec "${command[@]}"
 }

@@ -71,7 +71,7 @@ supervise() { # this script once more for each start, with the directory of that
 }
 
 arguments=("$@")
-enter_environment
+enter_environment msrun "make setup"
 check_numbers
 set_timeouts
 check_strategy_dir
@@ -93,12 +93,5 @@ if ! given --ref_checkpoint_path; then command+=(--ref_checkpoint_path "${ref}")
 command+=("${arguments[@]}")
 
 say "${WORKERS} ranks on ${DEVICE_TARGET}, checkpoints in ${SAVE_DIR}, logs in ${LOG_DIR}"
-if [[ "${DRY_RUN}" == 1 ]]; then
-    printf '%q ' "${command[@]}"
-    echo
-    exit 0
-fi
-mkdir -p -- "${LOG_DIR}" "${STRATEGY_DIR}"
-clear_strategy_dir
-make_base_model
-exec "${command[@]}"
+if [[ "${DRY_RUN}" != 1 ]]; then make_base_model; fi
+start_msrun

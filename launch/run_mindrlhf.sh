@@ -76,7 +76,7 @@ overrides() { # dev
 
 arguments=("$@") own=() words=() resume=0 actor="${MODEL}" ref="${MODEL}"
 check_mindrlhf
-enter_environment
+enter_environment msrun "make setup"
 check_numbers
 set_timeouts
 check_strategy_dir
@@ -92,11 +92,4 @@ if [[ "${BRANCH}" == dev ]]; then overrides; else flags; fi
 command+=("${words[@]}")
 
 say "${WORKERS} ranks, MindRLHF ${BRANCH}, checkpoints in ${SAVE_DIR}, logs in ${LOG_DIR}"
-if [[ "${DRY_RUN}" == 1 ]]; then
-    printf '%q ' "${command[@]}"
-    echo
-    exit 0
-fi
-mkdir -p -- "${LOG_DIR}" "${STRATEGY_DIR}"
-clear_strategy_dir
-exec "${command[@]}"
+start_msrun

@@ -21,11 +21,8 @@ ASCEND_ENV="${ASCEND_ENV:-}" # for example /usr/local/Ascend/ascend-toolkit/set_
 user="" date="" devices="" auto=0 dry=0
 files=() results=() worst=0 child="" current=""
 
-say() { printf 'scheduled_train: %s\n' "$@" >&2; }
-die() {
-    say "$1" "  -> $2"
-    exit "${3:-2}"
-}
+# shellcheck disable=SC1091  # lies beside this one, and is checked by itself
+source "${top}/launch/common.sh"
 
 read_arguments() {
     local name
@@ -48,24 +45,6 @@ read_arguments() {
         esac
         shift
     done
-}
-
-enter_environment() {
-    set +eu # neither conda's nor Ascend's scripts survive strict mode
-    if [[ -n "${CONDA_ENV}" ]]; then
-        # shellcheck disable=SC1091  # lies where conda is installed
-        source "$(conda info --base)/etc/profile.d/conda.sh"
-        conda activate "${CONDA_ENV}" || die "conda environment '${CONDA_ENV}' cannot be activated" "see: conda env list"
-    elif [[ -x "${VENV}/bin/python" ]]; then
-        PATH="${VENV}/bin:${PATH}"
-    fi
-    if [[ -n "${ASCEND_ENV}" ]]; then
-        # shellcheck disable=SC1090  # the site's own
-        source "${ASCEND_ENV}" || die "ASCEND_ENV=${ASCEND_ENV} failed" "give the path of CANN's set_env.sh"
-    fi
-    set -eu
-    command -v llamafactory-cli >/dev/null ||
-        die "no llamafactory-cli on PATH, nor in ${VENV}" "pip install llamafactory, or set CONDA_ENV or VENV"
 }
 
 check_names() {
@@ -217,7 +196,7 @@ print_plan() {
 
 read_arguments "$@"
 check_names
-enter_environment
+enter_environment llamafactory-cli "pip install llamafactory"
 check_devices
 find_files
 if ((dry)); then
