@@ -12,23 +12,13 @@ set -euo pipefail
 top="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)"
 export PYTHONPATH="${top}${PYTHONPATH:+:${PYTHONPATH}}"
 
-if (($# == 0)); then
-    SAVE_DIR="${SAVE_DIR:-output/grpo}"
-    LOG_DIR="${LOG_DIR:-${SAVE_DIR%/}.logs}"
-    VENV="${VENV:-${VIRTUAL_ENV:-${top}/.venv}}" # its Python is used where it has one
-    python=python
-    if [[ -x "${VENV}/bin/python" ]]; then python="${VENV}/bin/python"; fi
-    command=("${python}" -m ms_resume.supervisor "${LOG_DIR}")
-    if [[ "${DRY_RUN:-0}" == 1 ]]; then command+=(--dry-run); fi
-    exec "${command[@]}"
-fi
+VENV="${VENV:-${VIRTUAL_ENV:-${top}/.venv}}" # its Python is used where it has one
+python=python
+if [[ -x "${VENV}/bin/python" ]]; then python="${VENV}/bin/python"; fi
 
-code=0
-python -m ms_resume.recover.leftovers "$@" || code=$?
-if command -v npu-smi >/dev/null; then # rows like: | 0  0 | 2153456 | python | 3157 |; tried with a stand-in only
-    npu-smi info | awk -F'|' '$2 ~ /^ *[0-9]+ +[0-9]+ *$/ && $3 ~ /^ *[0-9]+ *$/ {
-        split($2, npu, " "); gsub(/ /, "", $3); gsub(/ /, "", $4)
-        printf "leftovers: NPU %s is held by process %s (%s), of another run: left alone\n", npu[1], $3, $4
-    }' >&2
-fi
-exit "${code}"
+if (($#)); then exec "${python}" -m ms_resume.recover.leftovers "$@"; fi
+SAVE_DIR="${SAVE_DIR:-output/grpo}"
+LOG_DIR="${LOG_DIR:-${SAVE_DIR%/}.logs}"
+command=("${python}" -m ms_resume.supervisor "${LOG_DIR}")
+if [[ "${DRY_RUN:-0}" == 1 ]]; then command+=(--dry-run); fi
+exec "${command[@]}"

@@ -9,7 +9,7 @@
 # fails gets a recovery file, from its newest whole checkpoint (docs/scheduled_train.md); --auto-recovery runs that too.
 #
 # Exit code: the largest of all files. 0 trained, 1 failed and a recovery file waits, 2 usage, 10 failed without a
-# checkpoint, 40 disk, 60 failed again and again, 61 these files are being run already; 130 and 143 when interrupted.
+# checkpoint, 40 disk, 60 not to be helped by trying, 61 these files are being run already; 130 and 143 when interrupted.
 set -euo pipefail
 top="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)"
 
@@ -17,6 +17,7 @@ TRAIN_YAML_DIR="${TRAIN_YAML_DIR:-train_yaml}"
 VENV="${VENV:-${VIRTUAL_ENV:-${top}/.venv}}" # first on PATH unless CONDA_ENV is set; it holds llamafactory-cli
 CONDA_ENV="${CONDA_ENV:-}"
 ASCEND_ENV="${ASCEND_ENV:-}" # for example /usr/local/Ascend/ascend-toolkit/set_env.sh
+RULES="${RULES:-}"           # a site's own rules for why a training failed, see docs/supervisor.md
 
 user="" date="" devices="" auto=0 dry=0
 files=() results=() worst=0 child="" current=""
@@ -143,9 +144,9 @@ train() { exec env TRAINING_YAML="$(realpath -- "$1")" llamafactory-cli train "$
 recover() { exec env PYTHONPATH="${top}${PYTHONPATH:+:${PYTHONPATH}}" python -m ms_resume.cli recover "$@"; }
 
 run_one() {
-    local yaml="$1" log="${1%.yaml}.log" code=0 recovered=0 words=("$1") alive
+    local yaml="$1" log="${1%.yaml}.log" code=0 recovered=0 words=("$1") begin alive
     if ! alive="$("${top}/launch/kill_npu_process.sh" --dry-run "${yaml}" 2>&1)"; then
-        say "${yaml}: is being trained already" "  ${alive}" "  -> let it end, or ${top}/launch/kill_npu_process.sh ${yaml}"
+        say "${yaml}: is being trained already" "${alive}" "  -> let it end, or ${top}/launch/kill_npu_process.sh ${yaml}"
         note 61 "not started" "${yaml}"
         return
     fi
@@ -155,15 +156,17 @@ run_one() {
         note 40 "no log" "${yaml}"
         return
     fi
+    begin="$(stat -L -c %s -- "${log}")"
     say "training ${yaml}, log ${log}"
     attend train "${yaml}" "${log}" || code=$?
     if ((code == 0)); then
         note 0 trained "${yaml}"
         return
     fi
-    say "${yaml}: llamafactory-cli ended with ${code}; its last lines:"
-    tail -n 5 -- "${log}" | sed 's/^/    /' >&2
+    say "${yaml}: llamafactory-cli ended with ${code}"
     attend "${top}/launch/kill_npu_process.sh" "${yaml}" || say "${yaml}: something of it is left, see above"
+    words+=(--exit-code "${code}" --log-from "${begin}")
+    if [[ -n "${RULES}" ]]; then words+=(--rules "${RULES}"); fi
     if ((auto)); then words+=(--run); fi
     attend recover "${words[@]}" || recovered=$?
     case "${recovered}" in

@@ -5,7 +5,8 @@
 That one starts at 0 and is ended by signal 9 at step 25; the run that goes on from 20 ends with exit code 1 at step 33.
 It goes on from `resume_from_checkpoint`, and fails as the Trainer does where that cannot be. Each step leaves a line in
 `losses.jsonl` of its output directory. `leftover: true` starts a worker in a session of its own, which outlives it;
-`hangs: 25` stands still at step 25.
+`hangs: 25` stands still at step 25. `says` is its last line where it dies; `once: [20]` has it die only the first
+time that it starts from 20.
 """
 
 from __future__ import annotations
@@ -43,6 +44,11 @@ def main(argv: list[str]) -> int:
     if told.get("leftover"):
         subprocess.Popen(["setsid", "sleep", "300"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     last, code = told.get("dies", {}).get(begin, (None, 0))
+    if begin in told.get("once", []):
+        try:
+            Path(f"started_from_{begin}").touch(exist_ok=False)
+        except FileExistsError:
+            last = None
     for step in range(begin + 1, told["steps"] + 1):
         with open(output_dir / "losses.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, "from": begin}) + "\n")
@@ -52,7 +58,7 @@ def main(argv: list[str]) -> int:
             print(f"step {step}", flush=True)
             time.sleep(300)
         if step == last:
-            print("RuntimeError: EI0002: the wait of HCCL timed out", flush=True)
+            print(told.get("says", "RuntimeError: EI0002: the wait of HCCL timed out"), flush=True)
             if code in _SIGNALS:
                 os.kill(os.getpid(), code)
             return int(code)

@@ -38,8 +38,8 @@ LAYERS = (
     ("repair",),
     ("write", "load"),
     ("resume",),
-    ("recover",),
     ("supervisor", "adapters"),
+    ("recover",),
     ("cli",),
 )
 """From the bottom. A part imports from layers below its own, and from itself."""

@@ -27,7 +27,7 @@ from ms_resume.framework.group import Solo
 from ms_resume.load.match import LoadReport
 from ms_resume.ondisk import attempts, payload, torchzip, votes
 from ms_resume.records import Attempt, DeadStock, Located, Origin, Payload, Position, Rejection, TensorInfo, Vote
-from ms_resume.recover import plan
+from ms_resume.recover import plan, running
 from ms_resume.recover.text import Document
 from ms_resume.repair import Rewritten
 from ms_resume.resume import fingerprint
@@ -283,7 +283,7 @@ def json_keys(text: str) -> list[str]:
         "repair": {"save", "dry_run", "files", *repair.to_json(Rewritten(Path(), "", Position(0, 1), "", ""))},
         "restore": {"save", "dry_run", "position", "attempt", "restored", "abandoned"},
         "prune": {"save", "keep", "last", "every", "best", "done", "positions", *prune.Row.__slots__, "--yes"},
-        "recover": {*_of_recovery(), *rejection.to_json(), "code"},
+        "recover": {*_of_recovery(), *rejection.to_json()},
         "pin": {"save", "position", "changed", "pinned"},
         "run": {"save", "log_dir", "attempts", "end", *files.action_json(Action("", ""))},
         "unpin": {"save", "position", "changed", "pinned", "pin"},
@@ -296,7 +296,8 @@ def json_keys(text: str) -> list[str]:
 def _of_recovery() -> dict[str, Any]:
     failed = plan.Failed(Document(Path(), "", {}, {}, False), "", None, False)
     made = plan.Plan(failed, Located(Path(), None), Path(), Path(), "", "", "")
-    return recover.document(made, [], dry_run=True)
+    ran = running.Ran(made, 0, None)
+    return {**recover.document(made, [ran], dry_run=True), **ran.to_json()}
 
 
 def exit_codes(text: str) -> list[str]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
@@ -19,13 +21,18 @@ import yaml
 
 from ms_resume import cli
 from ms_resume.errors import DirectoryInUse, DiskError, NothingToResume, UsageError
+from ms_resume.records import Position
 from ms_resume.recover import leftovers, plan, retry, running
 from ms_resume.recover.plan import Plan
-from ms_resume.recover.retry import Tried
+from ms_resume.supervisor import leftovers as supervisor_leftovers
+from ms_resume.supervisor import processes, rules
+from ms_resume.supervisor.decide import decide
+from ms_resume.supervisor.evidence import Ended, Failure, Policy
 
 Capture = pytest.CaptureFixture[str]
 NOW = datetime(2025, 1, 15, 14, 30, 22)
 SUFFIX = "_recovery_20250115_143022"
+LOGS = Path(__file__).parent / "torchrun_logs"
 
 
 @pytest.fixture(autouse=True)
@@ -46,9 +53,9 @@ def write(name: str = "a.yaml", **settings: object) -> Path:
     return path
 
 
-def make(path: Path, *, back: bool = False) -> Plan:
+def make(path: Path, *, limit: int | None = None) -> Plan:
     failed = plan.read(path)
-    return plan.make(failed, plan.newest(failed, back=back), NOW)
+    return plan.make(failed, plan.newest(failed, limit=limit), NOW)
 
 
 class TestPlan:
@@ -99,12 +106,20 @@ class TestPlan:
     def test_one_back(self) -> None:
         torch_trees.hugging_face(Path("out"), 10, 20)
 
-        assert make(write(), back=True).checkpoint == "out/checkpoint-10"
+        assert make(write(), limit=19).checkpoint == "out/checkpoint-10"
+
+    def test_the_one_before(self) -> None:
+        """By names and headers, here and where it came from; nothing newer than what was gone on from."""
+        torch_trees.hugging_face(Path("old"), 10, 20, 30)
+        torch_trees.hugging_face(Path("out"), 40, 50)
+        failed = plan.read(write(resume_from_checkpoint="old/checkpoint-20"))
+
+        assert [plan.before(failed, [], step) for step in (50, 40, 20, 10)] == [40, 20, 10, None]
 
     def test_nothing_is_one_back(self) -> None:
         torch_trees.hugging_face(Path("out"), 10)
         with pytest.raises(NothingToResume):
-            make(write(), back=True)
+            make(write(), limit=9)
 
     def test_suffixes_do_not_pile_up(self) -> None:
         """A recovery of a recovery has one suffix: its own."""
@@ -186,40 +201,129 @@ class TestPlan:
         assert not list(made.yaml.absolute().parent.glob("*recovery*"))
 
 
-DECIDED = [
-    # steps that were started from           newest  what to do  after
-    ([], 10, "go on", 0),
-    ([10], 20, "go on", 0),
-    ([10], 10, "go on", 0),
-    ([10, 10], 10, "go on", 10),
-    ([10, 20], 20, "go on", 0),
-    ([10, 10, 10], 10, "go back", 20),
-    ([10, 10, 10], 20, "go on", 0),
-    ([20, 20, 20, 10], 10, "go on", 40),
-    ([20, 20, 20, 10], 20, "go on", 40),
-    ([20, 20, 20, 10], 30, "go on", 0),
-    ([20, 20, 20, 10, 10, 10], 10, "give up", 0),
-    ([20, 20, 20, 10, 20, 20], 20, "give up", 0),
-    ([20, 20, 20, 10, 10, 10], 30, "go on", 0),
-    ([10, 20, 30, 30, 30], 30, "go back", 20),
+TABLE = rules.read()
+HISTORY = [
+    # what failed at (from, newest whole now, one before)      what  after  from
+    ("killed -/10", ("restart", 0, None)),
+    ("killed 10/10", ("restart", 0, None)),
+    ("killed 10/10 killed 10/10", ("restart", 10, None)),
+    ("killed 10/10 killed 10/20", ("restart", 0, None)),
+    ("killed -/10 killed 10/10 killed 10/10", ("restart", 10, None)),
+    ("killed -/10 killed 10/10 killed 10/10 killed 10/10", ("stop", 0, None)),
+    ("killed -/20 killed 20/20<10 killed 20/20<10 killed 20/20<10", ("back", 20, 10)),
+    ("killed 20/20<10 killed 20/20<10 killed 20/20<10 killed@10 10/10", ("restart", 40, None)),
+    ("killed 20/20<10 killed 20/20<10 killed 20/20<10 killed@10 10/20", ("restart", 40, None)),
+    ("killed 20/20<10 killed 20/20<10 killed 20/20<10 killed@10 10/30", ("restart", 0, None)),
+    ("killed 20/20<10 killed 20/20<10 killed 20/20<10 killed@10 10/10 killed 10/10 killed 10/10", ("stop", 0, None)),
+    ("npu_fault 20/30", ("restart", 0, None)),
+    ("code_error! 20/30", ("stop", 0, None)),
+    ("oom_npu? 20/20", ("restart", 0, None)),
+    ("oom_npu? 20/20 oom_npu? 20/20", ("stop", 0, None)),
+    ("oom_npu? 20/20 oom_npu? 20/30", ("restart", 0, None)),
+    ("oom_npu? 20/30 oom_npu? 30/30", ("restart", 0, None)),
 ]
 
 
-@pytest.mark.parametrize(("steps", "newest", "name", "wait_s"), DECIDED)
-def test_decide(steps: list[int], newest: int, name: str, wait_s: float) -> None:
-    """Each row: what was tried, what is there now, what is done."""
-    action = retry.decide([Tried(step, 1) for step in steps], newest)
+@pytest.mark.parametrize(("text", "follows"), HISTORY)
+def test_what_follows(text: str, follows: tuple[str, float, int | None]) -> None:
+    """What the supervisor decides on a training's history: each row was tried, `@` told to go back, `?` once more, `!`
+    never again."""
+    past: list[Ended] = []
+    for kind, steps in re.findall(r"(\S+) (\S+)", text):
+        began, newest, older = re.fullmatch(r"(\d+|-)/(\d+)(?:<(\d+))?", steps).groups()  # type: ignore[union-attr]
+        kind, _, back = kind.partition("@")
+        then = {"?": "once", "!": "stop"}.get(kind[-1], "restart")
+        failure = Failure(kind.rstrip("?!"), then, "", detail="exit 1")
+        end = retry.ended(
+            past, failure, None if began == "-" else int(began), int(newest), int(older) if older else None
+        )
+        past.append(replace(end, back=Position(0, int(back)) if back else None))
 
-    assert (action.name, action.wait_s) == (name, wait_s)
-    assert action.reason
+    action = decide(past, Policy(), chance=0.5)
+
+    assert (action.what, action.delay_s, action.back.step if action.back else None) == follows, action.reason
+
+
+TRACE = "Traceback (most recent call last):\n  File 'a.py', line 1\n"
+WHY = [
+    # exit code, log, what it is, what comes
+    (1, TRACE + "ModuleNotFoundError: No module named 'torch_npu'\n", "code_error", "stop"),
+    (1, TRACE + "RuntimeError: NPU out of memory. Tried to allocate 2.00 GiB (NPU 0)\n", "oom_npu", "once"),
+    (1, "RuntimeError: ACL stream synchronize failed, error code:507011\n", "npu_fault", "restart"),
+    (1, "RuntimeError: EI0002: the wait timed out\n", "hccl_timeout", "restart"),
+    (1, TRACE + "OSError: [Errno 28] No space left on device: 'optimizer.pt'\n", "disk_full", "restart"),
+    (1, TRACE + "ValueError: Undefined dataset sums in dataset_info.json.\n", "code_error", "once"),
+    (-9, " 12%|#2   | 12/100\r 13%|#3", "killed", "restart"),
+    (-11, "", "crashed", "restart"),
+    (2, "usage: llamafactory-cli\n", "usage", "stop"),
+    (127, "env: 'llamafactory-cli': No such file or directory\n", "code_error", "stop"),
+    (1, "", "unknown", "restart"),
+    (10, "", "unknown", "restart"),  # what these codes say holds where ms_resume ends with them
+    (61, "", "unknown", "restart"),
+]
+
+
+@pytest.mark.parametrize(("code", "log", "kind", "then"), WHY)
+def test_why(code: int, log: str, kind: str, then: str) -> None:
+    """By the supervisor's rules, from exit code and log."""
+    Path("a.log").write_text(log)
+
+    failure = retry.why(code, Path("a.log"), TABLE)
+
+    assert (failure.kind, failure.then, failure.rank) == (kind, then, None)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "code", "shown"),
+    [
+        ("import", "code_error", 1, "ModuleNotFoundError: No module named 'nosuchmodule'"),
+        ("oom", "oom_npu", 1, "RuntimeError: NPU out of memory"),
+        ("kill", "killed", -9, "traceback : Signal 9 (SIGKILL)"),
+        ("segv", "crashed", -11, "traceback : Signal 11 (SIGSEGV)"),
+    ],
+)
+def test_why_under_torchrun(name: str, kind: str, code: int, shown: str) -> None:
+    """Its root cause: the launcher ends with 1 whatever happened, and rank 0 says that it lost rank 1."""
+    failure = retry.why(1, LOGS / f"{name}.log", TABLE)
+
+    assert (failure.kind, failure.rank, failure.exit_code) == (kind, 1, code)
+    assert shown in "\n".join(failure.lines)
+    assert "Connection closed by peer" not in "\n".join(failure.lines)
+
+
+def test_what_other_ranks_say() -> None:
+    """Is not why the first one failed: here the one that lost it ended on an import."""
+    text = (LOGS / "kill.log").read_text().replace("RuntimeError: ", "ImportError: ")
+    Path("a.log").write_text(text)
+    assert "[rank0]: ImportError" in text
+
+    assert retry.why(1, Path("a.log"), TABLE).kind == "killed"
+
+
+def test_only_its_own_output() -> None:
+    """What an earlier run left in the same log is not why this one failed."""
+    Path("a.log").write_text(TRACE + "ImportError: x\n")
+
+    assert retry.why(1, Path("a.log"), TABLE).kind == "code_error"
+    assert retry.why(1, Path("a.log"), TABLE, begin=Path("a.log").stat().st_size).kind == "unknown"
+
+
+@pytest.mark.parametrize(
+    ("code", "plain"), [(137, -9), (143, -15), (139, -11), (1, 1), (128, 128), (255, 255), (-9, -9)]
+)
+def test_exit_codes_of_a_shell(code: int, plain: int) -> None:
+    assert retry.plain(code) == plain
 
 
 class TestRunning:
-    def run(self, path: Path) -> tuple[list[tuple[Plan, int]], list[float], list[str]]:
-        waits: list[float] = []
-        said: list[str] = []
-        ran = running.until_done(plan.write(make(path)), said.append, sleep=waits.append)
-        return ran, waits, said
+    def run(self, path: Path, failure: Failure | None = None) -> tuple[list[running.Ran], list[float], list[str]]:
+        self.waits: list[float] = []
+        self.said: list[str] = []
+        made = plan.write(make(path))
+        ran = running.until_done(
+            made, TABLE, self.said.append, failure=failure, sleep=self.waits.append, chance=lambda: 0.5
+        )
+        return ran, self.waits, self.said
 
     def test_at_once(self) -> None:
         """Its log has what it printed."""
@@ -227,9 +331,9 @@ class TestRunning:
 
         ran, waits, said = self.run(write(fake={"steps": 30, "save": 10}))
 
-        assert [(made.checkpoint, code) for made, code in ran] == [("out/checkpoint-20", 0)]
+        assert [(one.made.checkpoint, one.code) for one in ran] == [("out/checkpoint-20", 0)]
         assert waits == []
-        made = ran[0][0]
+        made = ran[0].made
         assert f"training {made.yaml}" in made.log.read_text()
         lines = Path(made.output_dir, "losses.jsonl").read_text().splitlines()
         assert [json.loads(line)["step"] for line in lines] == list(range(21, 31))
@@ -241,32 +345,74 @@ class TestRunning:
 
         ran, waits, said = self.run(write(fake={"steps": 50, "save": 10, "dies": {10: [25, 9], 20: [43, 1]}}))
 
-        assert [code for _, code in ran] == [-9, 1, 0]
-        assert [Path(made.checkpoint).name for made, _ in ran] == ["checkpoint-10", "checkpoint-20", "checkpoint-40"]
+        assert [one.code for one in ran] == [-9, 1, 0]
+        starts = [Path(one.made.checkpoint).name for one in ran]
+        assert starts == ["checkpoint-10", "checkpoint-20", "checkpoint-40"]
         assert waits == [0, 0]
-        assert len({made.output_dir for made, _ in ran}) == 3
+        assert len({one.made.output_dir for one in ran}) == 3
         told = "\n".join(said)
-        assert "was ended by SIGKILL" in told
-        assert "RuntimeError: EI0002" in told
+        assert "was ended by SIGKILL: hccl_timeout (" in told
+        assert "ended with 1: hccl_timeout (ranks lost each other)\n    RuntimeError: EI0002" in told
 
     def test_without_progress(self) -> None:
-        """Three tries, one back, three tries; then it gives up with what was tried."""
+        """Three tries, later and later, one back, three tries; then it gives up with what was tried."""
         torch_trees.hugging_face(Path("out"), 10, 20)
         dies = {20: [25, 1], 10: [15, 1]}
 
         with pytest.raises(running.GaveUp) as caught:
             self.run(write(fake={"steps": 50, "save": 10, "dies": dies}))
 
-        assert "6 tries without progress" in caught.value.message
+        assert "not run again: 3 attempts without progress, also one checkpoint back" in caught.value.message
         assert caught.value.exit_code == 60
+        assert {one["class"] for one in caught.value.fields["ran"]} == {"hccl_timeout"}
         files = [Path(one["yaml"]) for one in caught.value.fields["ran"]]
         starts = [yaml.safe_load(path.read_text())["resume_from_checkpoint"] for path in files]
         assert [Path(start).name for start in starts] == ["checkpoint-20"] * 3 + ["checkpoint-10"] * 3
+        assert self.waits == [0, 10, 20, 40, 80]
+
+    def test_back_to_what_an_earlier_one_saved(self) -> None:
+        """Each has an output directory of its own, often with one checkpoint in it (save_total_limit: 1)."""
+        torch_trees.hugging_face(Path("out"), 20)
+        dies = {20: [32, 1], 30: [35, 1]}
+
+        ran, _, _ = self.run(write(fake={"steps": 50, "save": 10, "dies": dies, "once": [20]}))
+
+        starts = [Path(one.made.checkpoint).name for one in ran]
+        assert starts == ["checkpoint-20", *["checkpoint-30"] * 3, "checkpoint-20"]
+        assert ran[-1].made.checkpoint == "out/checkpoint-20"
 
     def test_nothing_to_go_back_to(self) -> None:
         torch_trees.hugging_face(Path("out"), 20)
         with pytest.raises(running.GaveUp, match="no older checkpoint to go back to"):
             self.run(write(fake={"steps": 50, "save": 10, "dies": {20: [25, 1]}}))
+
+    @pytest.mark.parametrize(
+        ("says", "tries", "reason"),
+        [
+            ("ImportError: cannot import name 'x'", 1, "code_error does not go away by itself"),
+            ("RuntimeError: NPU out of memory. Tried to allocate 2 GiB", 2, "the same oom_npu twice at the same place"),
+            ("RuntimeError: npu error code:507011", 3, "3 attempts without progress, and no older"),
+        ],
+    )
+    def test_as_the_supervisor_decides(self, says: str, tries: int, reason: str) -> None:
+        """What will not go away is not tried again."""
+        torch_trees.hugging_face(Path("out"), 20)
+
+        with pytest.raises(running.GaveUp, match=reason) as caught:
+            self.run(write(fake={"steps": 50, "save": 10, "dies": {20: [25, 1]}, "says": says}))
+
+        assert len(caught.value.fields["ran"]) == tries
+
+    def test_the_first_failure_counts(self) -> None:
+        """Where it will not go away, nothing is run; the recovery file is there for when it was corrected."""
+        torch_trees.hugging_face(Path("out"), 20)
+
+        with pytest.raises(running.GaveUp, match="usage does not go away") as caught:
+            self.run(write(fake={"steps": 30, "save": 10}), Failure("usage", "stop", "wrong argument"))
+
+        assert caught.value.fields["ran"] == []
+        (made,) = Path().glob("a_recovery_*.yaml")
+        assert caught.value.hint == f"see the end of a.log; correct the cause, then `llamafactory-cli train {made}`"
 
     def test_what_a_try_leaves_behind_is_ended(self) -> None:
         """Before the next one starts: it would hold the devices."""
@@ -274,7 +420,7 @@ class TestRunning:
 
         ran, _, _ = self.run(write(fake={"steps": 30, "save": 10, "leftover": True}))
 
-        assert leftovers.find(ran[0][0].yaml) == []
+        assert leftovers.find(ran[0].made.yaml) == []
 
 
 @pytest.fixture
@@ -296,53 +442,57 @@ def sleeper() -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
 
 
 class TestLeftovers:
+    """How processes are ended is tests/test_supervisor_processes.py's."""
+
     def test_of_this_run_only(self, sleeper: Callable[..., subprocess.Popen[bytes]]) -> None:
-        """Another file's, also one whose name begins alike, goes on."""
+        """Another file's, also one whose name begins alike, goes on; so does a supervised run's."""
         mine, other = sleeper(Path("a.yaml")), sleeper(Path("a.yaml.bak"))
+        supervised = sleeper(Path("b.yaml"), more=f"MS_RESUME_WATCH_DIR={Path('a.yaml').absolute()}")
         _until(lambda: len(leftovers.find(Path("a.yaml"))) == 1)
 
-        ended = leftovers.end(Path("./a.yaml"))
-
-        assert [process.pid for process in ended.found] == [mine.pid]
-        assert (ended.killed, ended.left) == ((), ())
+        assert leftovers.end(Path("./a.yaml")) == []
         assert mine.wait(10) == -signal.SIGTERM
         assert other.poll() is None
-
-    @pytest.mark.parametrize("how", ["deaf", "stopped"])
-    def test_gently_then_hard(self, sleeper: Callable[..., subprocess.Popen[bytes]], how: str) -> None:
-        """One that does not hear SIGTERM is killed; one that was stopped hears it."""
-        deaf = "import signal, time; signal.signal(15, signal.SIG_IGN); print('ready', flush=True); time.sleep(300)"
-        process = sleeper(
-            Path("a.yaml"), deaf if how == "deaf" else "print('ready', flush=True); import time; time.sleep(300)"
-        )
-        assert process.stdout
-        process.stdout.readline()
-        if how == "stopped":
-            process.send_signal(signal.SIGSTOP)
-
-        ended = leftovers.end(Path("a.yaml"), gently_s=0.3)
-
-        assert len(ended.killed) == (how == "deaf")
-        assert process.wait(10) == (-signal.SIGKILL if how == "deaf" else -signal.SIGTERM)
+        assert supervised.poll() is None
 
     def test_not_itself_nor_those_above(self) -> None:
         """Called from within a training, it does not end its caller."""
+        Path("a.yaml").touch()
         code = "from ms_resume.recover import leftovers; print(leftovers.main(['a.yaml']))"
         words = ["env", leftovers.mark(Path("a.yaml")), "sh", "-c", f'{sys.executable} -c "{code}"; echo alive']
 
         ended = subprocess.run(words, capture_output=True, text=True, check=True)
 
-        assert ended.stdout.split() == ["0", "alive"]
-        assert "ended nothing" in ended.stderr
+        assert ended.stdout.splitlines() == ["nothing of it is left", "0", "alive"]
 
     def test_dry_run(self, sleeper: Callable[..., subprocess.Popen[bytes]], capsys: Capture) -> None:
         process = sleeper(Path("a.yaml"))
         _until(lambda: len(leftovers.find(Path("a.yaml"))) == 1)
+        Path("b.yaml").touch()
 
         assert leftovers.main(["--dry-run", "b.yaml"]) == 0
-        assert leftovers.main(["--dry-run", "a.yaml"]) == 61
-        assert f"a.yaml: would end {process.pid} (" in capsys.readouterr().err
+        assert leftovers.main(["--dry-run", "b.yaml", "a.yaml"]) == 61
+        assert f"would end pid {process.pid}: " in capsys.readouterr().out
         assert process.poll() is None
+
+    def test_a_file_that_is_not_there(self, capsys: Capture) -> None:
+        """Most likely a slip: it is not said that all is well."""
+        assert leftovers.main(["nosuch.yaml"]) == 2
+        assert "nosuch.yaml: does not exist\n  -> " in capsys.readouterr().err
+
+    def test_what_hangs_in_the_kernel(
+        self, sleeper: Callable[..., subprocess.Popen[bytes]], capsys: Capture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """No signal ends it: said, with what may."""
+        process = sleeper(Path("a.yaml"))
+        _until(lambda: len(leftovers.find(Path("a.yaml"))) == 1)
+        monkeypatch.setattr(processes, "send", lambda process, number: True)
+        monkeypatch.setattr(processes, "_UNKILLABLE_S", 0.1)
+        monkeypatch.setattr(supervisor_leftovers, "GENTLY_S", 0.1)
+
+        assert leftovers.main(["a.yaml"]) == 40
+        assert f"cannot be ended: pid {process.pid}: " in (err := capsys.readouterr().err)
+        assert "reset the device" in err
 
 
 def _until(true: Callable[[], bool]) -> None:
@@ -388,7 +538,7 @@ class TestCommand:
         assert json.loads(capsys.readouterr().out)["ran"] == []
         assert cli.main(["recover", "a.yaml", "--run", "--json"]) == 0
         document = json.loads(capsys.readouterr().out)
-        assert document["ran"] == [{"yaml": document["yaml"], "code": 0}]
+        assert document["ran"] == [{"yaml": document["yaml"], "code": 0, "class": "done"}]
         assert Path(document["log"]).exists()
 
     def test_nothing_to_recover_from(self, capsys: Capture) -> None:
@@ -407,6 +557,42 @@ class TestCommand:
         assert cli.main(["recover", "a.yaml", "--run"]) == 2
         assert "no llamafactory-cli on PATH" in capsys.readouterr().err
         assert not list(Path().glob("*recovery*"))
+
+    def test_why_it_failed_is_said(self, capsys: Capture) -> None:
+        """From its exit code and log; without --run nothing is decided by it."""
+        torch_trees.hugging_face(Path("out"), 20)
+        write()
+        Path("a.log").write_text("ImportError: before\nRuntimeError: EI0006\n")
+
+        assert cli.main(["recover", "a.yaml", "--exit-code", "137", "--log-from", "20"]) == 0
+        said = capsys.readouterr().err
+        assert "a.yaml: llamafactory-cli was ended by SIGKILL: hccl_timeout (ranks lost each other)" in said
+
+    def test_not_run_where_it_will_not_go_away(self, capsys: Capture) -> None:
+        torch_trees.hugging_face(Path("out"), 20)
+        write(fake={"steps": 30, "save": 10})
+        Path("a.log").write_text("ImportError: no flash_attn\n")
+
+        assert cli.main(["recover", "a.yaml", "--run", "--exit-code", "1"]) == 60
+        said = capsys.readouterr().err
+        assert "code_error (the program cannot run)\n    ImportError: no flash_attn" in said
+        assert "not run again: code_error does not go away by itself" in said
+
+    def test_a_site_has_its_own_rules(self) -> None:
+        """They come first: here that import goes away."""
+        torch_trees.hugging_face(Path("out"), 20)
+        write(fake={"steps": 30, "save": 10})
+        Path("a.log").write_text("ImportError: the share is not mounted yet\n")
+        Path("rules.yaml").write_text("- {class: mount, then: restart, when: {log: 'not mounted yet'}}\n")
+
+        assert cli.main(["recover", "a.yaml", "--run", "--exit-code", "1", "--rules", "rules.yaml"]) == 0
+
+    @pytest.mark.parametrize("words", [["--exit-code", "0"], ["--exit-code", "x"], ["--exit-code", "256"]])
+    def test_what_is_no_failure(self, words: list[str], capsys: Capture) -> None:
+        write()
+
+        assert cli.main(["recover", "a.yaml", *words]) == 2
+        assert "--exit-code" in capsys.readouterr().err
 
     def test_while_it_is_alive(self, sleeper: Callable[..., subprocess.Popen[bytes]]) -> None:
         """A second one would train into the same checkpoints."""

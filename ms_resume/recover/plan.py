@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -21,7 +21,7 @@ from ms_resume import locate, progress, verify
 from ms_resume.errors import DiskError, NothingToResume, UsageError
 from ms_resume.layouts import huggingface
 from ms_resume.ondisk import atomic
-from ms_resume.records import Checkpoint, Located, Position, Rejection
+from ms_resume.records import Checkpoint, Located, Rejection
 from ms_resume.recover import text
 
 _SUFFIX = re.compile(r"(?:_recovery_\d{8}_\d{6}(?:_\d+)?)+", re.ASCII)
@@ -105,29 +105,33 @@ def write(plan: Plan) -> Plan:
     return plan
 
 
-def newest(failed: Failed, *, back: bool = False) -> Located:
+def newest(failed: Failed, *, line: Sequence[Located] = (), limit: int | None = None) -> Located:
     """The newest whole checkpoint, every byte of it read, and why newer ones are passed over.
 
     Args:
-        back: The one before it.
+        line: What the trainings before this one went on from, oldest first: their directories are looked in last.
+        limit: Newer steps are passed over.
 
     Raises:
         NothingToResume: There is none; the message has why.
         UsageError: `output_dir` is a file.
     """
     rejected: list[Rejection] = []
-    for directory, limit in _places(failed):
-        holding = huggingface.take(directory, uses_deepspeed=failed.uses_deepspeed)
-        left = [_passed(position, "newer than what it had started from") for position in holding.positions
-                if limit is not None and position.step > limit]  # fmt: skip  # one condition
+    for holding, left in _holdings(failed, line, limit):
         located = locate.newest(holding, check=_check, excluded=left)
-        if back and located.checkpoint is not None:
-            tried = _passed(located.checkpoint.position, "nothing that went on from it made progress")
-            located = locate.newest(holding, check=_check, excluded=[*left, tried])
         rejected += located.rejected
         if located.checkpoint is not None:
-            return Located(directory, located.checkpoint, tuple(rejected), located.warnings)
+            return Located(holding.save, located.checkpoint, tuple(rejected), located.warnings)
     raise _nothing(failed, rejected)
+
+
+def before(failed: Failed, line: Sequence[Located], step: int) -> int | None:
+    """The step of the newest checkpoint before `step` that is whole by names and headers."""
+    for holding, left in _holdings(failed, line, step - 1):
+        located = locate.newest(holding, excluded=left)
+        if located.checkpoint is not None:
+            return located.checkpoint.position.step
+    return None
 
 
 def step_of(located: Located) -> int:
@@ -135,7 +139,30 @@ def step_of(located: Located) -> int:
     return located.checkpoint.position.step
 
 
-def _places(failed: Failed) -> Iterator[tuple[Path, int | None]]:
+def started_at(failed: Failed) -> int | None:
+    """The step of the checkpoint that it went on from itself."""
+    return None if failed.started_from is None else huggingface.step_of(Path(failed.started_from).name)
+
+
+def _holdings(
+    failed: Failed, line: Sequence[Located], limit: int | None
+) -> Iterator[tuple[huggingface.Checkpoints, list[Rejection]]]:
+    """The directories to look in, each once, with what in them does not count."""
+    seen: set[Path] = set()
+    for directory, most in _places(failed, line):
+        if directory not in seen:
+            seen.add(directory)
+            holding = huggingface.take(directory, uses_deepspeed=failed.uses_deepspeed)
+            later = _newer(holding, most, "newer than what was gone on from")
+            yield holding, [*later, *_newer(holding, limit, "nothing that went on from it made progress")]
+
+
+def _newer(holding: huggingface.Checkpoints, limit: int | None, reason: str) -> list[Rejection]:
+    newer = [position for position in holding.positions if limit is not None and position.step > limit]
+    return [Rejection(position, "passed over", reason) for position in newer]
+
+
+def _places(failed: Failed, line: Sequence[Located]) -> Iterator[tuple[Path, int | None]]:
     """Directories with checkpoints, and the newest step that counts there."""
     output_dir = Path(failed.output_dir)
     if output_dir.exists() and not output_dir.is_dir():
@@ -143,20 +170,18 @@ def _places(failed: Failed) -> Iterator[tuple[Path, int | None]]:
     if output_dir.is_dir():
         yield output_dir, None
     if failed.started_from is not None:
-        before = Path(failed.started_from)
-        step = huggingface.step_of(before.name)
-        if step is not None and before.parent.is_dir():
-            yield before.parent, step
+        origin = Path(failed.started_from)
+        if (step := started_at(failed)) is not None and origin.parent.is_dir():
+            yield origin.parent, step
+    for located in reversed(line):
+        if located.save.is_dir():
+            yield located.save, step_of(located)
 
 
 def _check(checkpoint: Checkpoint) -> Rejection | None:
     size_bytes = sum(found.path.lstat().st_size for found in checkpoint.files)
     with progress.shown(f"checking checkpoint-{checkpoint.position.step}", size_bytes) as tell:
         return verify.rejection(checkpoint, verify.check(checkpoint, deep=True, progress=tell))
-
-
-def _passed(position: Position, reason: str) -> Rejection:
-    return Rejection(position, "passed over", reason)
 
 
 def _nothing(failed: Failed, rejected: list[Rejection]) -> NothingToResume:

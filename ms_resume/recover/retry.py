@@ -1,50 +1,88 @@
-"""Whether a training that failed again is tried again, from where, and after how long: a pure function of its tries.
+"""What is known of a training that failed, as the supervisor wants it: why, and how far it came.
 
-The supervisor's rules in small: no wait while there is progress, then waits that double; three tries without progress
-go back one checkpoint, three more give up.
+A training of LLaMA-Factory tells no supervisor anything. Why it failed is read from its exit code and the end of its
+log; how far it came are its checkpoints. What follows from that `supervisor.rules` and `supervisor.decide` say.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import platform
+import re
+import signal
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
 
-TRIES = 3
-_FIRST_WAIT_S = 10.0
-_LONGEST_WAIT_S = 600.0
+from ms_resume.errors import ExitCode
+from ms_resume.records import Position
+from ms_resume.supervisor import files, rules
+from ms_resume.supervisor.evidence import Ended, Evidence, Failure, RankEnd
+from ms_resume.supervisor.rules import Rule
 
-
-@dataclass(frozen=True, slots=True)
-class Tried:
-    """One recovery that was run: the step of the checkpoint that it went on from, and how it ended."""
-
-    step: int
-    code: int
-
-
-@dataclass(frozen=True, slots=True)
-class Action:
-    """`name`: go on, go back, or give up."""
-
-    name: str
-    reason: str
-    wait_s: float = 0.0
+_SHELL = 128
+_NEVER_RAN = (126, 127)
+_OURS = {int(code) for code in ExitCode} - {int(ExitCode.OK), int(ExitCode.USAGE)}
+_ROOT_CAUSE = re.compile(r"Root Cause \(first.*?rank *: (\d+).*?exitcode *: (-?\d+)", re.DOTALL)
+_OF_RANK = re.compile(r"\[(?:rank|default)(\d+)\]: ?")
 
 
-def decide(history: Sequence[Tried], newest: int) -> Action:
-    """What to do after the tries in `history`, oldest first.
+def why(code: int, log: Path, table: Sequence[Rule], *, begin: int = 0) -> Failure:
+    """Why a training failed.
+
+    What torchrun names as the root cause counts, where it does: its own exit code is always 1, and what other ranks say
+    is that they lost this one.
 
     Args:
-        newest: The step of the newest whole checkpoint now. A try made progress where it left a newer one than there
-            was when it began.
+        code: Negative for a signal.
+        begin: Where in the log its output begins.
+
+    Returns:
+        Its rank is None where torchrun named none.
     """
-    known = next((count for count, tried in enumerate(history) if tried.step >= newest), len(history))
-    fruitless = len(history) - known
-    if fruitless == 0:
-        return Action("go on", "after progress" if history else "the first try")
-    wait_s = min(_FIRST_WAIT_S * 2 ** (fruitless - 2), _LONGEST_WAIT_S) if fruitless > 1 else 0.0
-    if fruitless >= 2 * TRIES:
-        return Action("give up", f"{fruitless} tries without progress, the last {TRIES} from one checkpoint back")
-    if fruitless == TRIES:
-        return Action("go back", f"{TRIES} tries from step {history[-1].step} without progress", wait_s)
-    return Action("go on", f"try {fruitless + 1} without progress", wait_s)
+    said, rank = files.tail(log, begin), None
+    if found := _ROOT_CAUSE.search("\n".join(said)):
+        rank, code = int(found[1]), int(found[2])
+    code = 1 if code in _OURS else code  # such a code means something only where ms_resume ends with it
+    lines = tuple(_of_rank(rank, said))
+    first = None if code in _NEVER_RAN else RankEnd(rank or 0, exit_code=code, log=lines)
+    evidence = Evidence(platform.node(), first, launcher_code=code, launcher_log=() if first else lines)
+    return replace(rules.classify(evidence, table), rank=rank)
+
+
+def plain(code: int) -> int:
+    """An exit code as `subprocess` has it, of one as a shell has it: -9 of 137."""
+    return _SHELL - code if code - _SHELL in set(signal.Signals) else code
+
+
+def ended(past: Sequence[Ended], failure: Failure, began: int | None, newest: int, older: int | None) -> Ended:
+    """One more entry in the history.
+
+    Args:
+        began: The step of the checkpoint that it went on from.
+        newest, older: The steps of the newest whole checkpoint now, and of the one before it.
+    """
+    return Ended(
+        ordinal=len(past) + 1,
+        kind=failure.kind,
+        then=failure.then,
+        detail=failure.detail,
+        exit_code=failure.exit_code,
+        reached=_position(began),
+        before=_position(began),
+        checkpoint=_position(newest),
+        older=_position(older),
+    )
+
+
+def _of_rank(rank: int | None, log: Sequence[str]) -> Iterator[str]:
+    """Without the `[rank1]: ` that torch puts before a traceback, and without what other ranks say."""
+    for line in log:
+        match = _OF_RANK.match(line)
+        if match is None:
+            yield line
+        elif rank is None or int(match[1]) == rank:
+            yield line[match.end() :]
+
+
+def _position(step: int | None) -> Position | None:
+    return None if step is None else Position(0, step)

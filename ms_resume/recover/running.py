@@ -2,54 +2,97 @@
 
 runs     llamafactory-cli train {name}_recovery_{timestamp}.yaml
 writes   {name}_recovery_{timestamp}.log, what that prints
+
+Whether a failure is tried again, from where, and when, the supervisor's `decide` says.
 """
 
 from __future__ import annotations
 
 import os
+import random
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
-from ms_resume.errors import DiskError, GaveUp, MsResumeError, UsageError
+from ms_resume.errors import DiskError, GaveUp, UsageError
 from ms_resume.recover import leftovers, plan, retry
 from ms_resume.recover.plan import Plan
-from ms_resume.recover.retry import Tried
+from ms_resume.supervisor.decide import decide
+from ms_resume.supervisor.evidence import Action, Ended, Failure, Policy
+from ms_resume.supervisor.rules import Rule
 
 COMMAND = "llamafactory-cli"
-_NOT_FOUND = 127
-_TAIL_BYTES = 4096
-_TAIL_LINES = 3
 
 Say = Callable[[str], None]
 
 
-def until_done(first: Plan, say: Say, *, sleep: Callable[[float], None] = time.sleep) -> list[tuple[Plan, int]]:
+@dataclass(frozen=True)
+class Ran:
+    """One recovery that was run. `failure` is None where it reached its end."""
+
+    made: Plan
+    code: int
+    failure: Failure | None
+
+    def to_json(self) -> dict[str, Any]:
+        return {"yaml": str(self.made.yaml), "code": self.code, "class": self.failure.kind if self.failure else "done"}
+
+
+def until_done(
+    first: Plan,
+    table: Sequence[Rule],
+    say: Say,
+    *,
+    failure: Failure | None = None,
+    sleep: Callable[[float], None] = time.sleep,
+    chance: Callable[[], float] = random.random,
+) -> list[Ran]:
     """Runs a plan that was written; each one that fails is recovered in turn.
 
+    Args:
+        failure: Why the training that `first` recovers failed, where that is known: it counts as an attempt.
+
     Returns:
-        What was run, with exit codes; the last is 0.
+        What was run; the last reached its end.
 
     Raises:
-        GaveUp: It fails again and again without progress.
+        GaveUp: It failed in a way that does not go away, or again and again without progress.
         NothingToResume, UsageError, DiskError: As `plan` raises them.
     """
-    ran: list[tuple[Plan, int]] = []
-    made = first
+    ran: list[Ran] = []
+    past: list[Ended] = []
+    made, back = first, None
+    if failure is not None:
+        past.append(retry.ended(past, failure, plan.started_at(first.failed), plan.step_of(first.located), None))
+        _or_give_up(decide(past, Policy(), chance()), first.yaml, first.failed.document.path.with_suffix(".log"), ran)
     with _ended_alike():
         while True:
             say(f"running {COMMAND} train {made.yaml} (from {made.checkpoint}; log {made.log})")
-            code = _train(made)
-            ran.append((made, code))
-            if code == 0:
+            code = retry.plain(_train(made))
+            failure = retry.why(code, made.log, table) if code else None
+            ran.append(Ran(made, code, failure))
+            if failure is None:
                 return ran
-            say(f"{made.yaml}: {COMMAND} {_how(code)}{_tail(made.log)}")
-            made = _next(made, ran, say, sleep)
+            say(f"{made.yaml}: {told(failure, code)}")
+            failed, line = plan.read(made.yaml), [one.made.located for one in ran]
+            located = plan.newest(failed, line=line)
+            began, step = plan.step_of(made.located), plan.step_of(located)
+            end = retry.ended(past, failure, began, step, plan.before(failed, line, step))
+            past.append(replace(end, back=back))
+            action = decide(past, Policy(), chance())
+            _or_give_up(action, made.yaml, made.log, ran)
+            if (back := action.back) is not None:
+                located = plan.newest(failed, line=line, limit=back.step)
+            say(f"{action.what}, {action.reason}" + (f": waiting {action.delay_s:.0f} s" if action.delay_s else ""))
+            sleep(action.delay_s)
+            made = plan.write(plan.make(failed, located, datetime.now()))
 
 
 def check_command() -> None:
@@ -58,29 +101,24 @@ def check_command() -> None:
         raise UsageError(f"no {COMMAND} on PATH", hint="activate the environment in which LLaMA-Factory is installed")
 
 
-def _next(failed: Plan, ran: list[tuple[Plan, int]], say: Say, sleep: Callable[[float], None]) -> Plan:
-    again = plan.read(failed.yaml)
-    located = plan.newest(again)
-    history = [Tried(plan.step_of(made.located), code) for made, code in ran]
-    action = retry.decide(history, plan.step_of(located))
-    if action.name == "give up":
-        raise _gave_up(failed, ran, action.reason)
-    if action.name == "go back":
-        try:
-            located = plan.newest(again, back=True)
-        except MsResumeError:
-            raise _gave_up(failed, ran, f"{action.reason}, and there is no older checkpoint to go back to") from None
-    say(f"{action.name}, {action.reason}" + (f": waiting {action.wait_s:g} s" if action.wait_s else ""))
-    sleep(action.wait_s)
-    return plan.write(plan.make(again, located, datetime.now()))
+def told(failure: Failure, code: int) -> str:
+    """Why it failed, for people, with the lines that show it."""
+    first = "" if failure.rank is None else f", first rank {failure.rank}, which {_how(failure.exit_code or 0)}"
+    said = f"{COMMAND} {_how(code)}{first}: {failure.kind} ({failure.says})"
+    return "\n    ".join([said, *failure.lines])
 
 
-def _gave_up(failed: Plan, ran: list[tuple[Plan, int]], reason: str) -> GaveUp:
-    return GaveUp(
-        f"{failed.yaml}: gave up: {reason}",
-        hint=f"see the end of {failed.log}; then `{COMMAND} train {failed.yaml}`, or recover from it again",
-        ran=[{"yaml": str(made.yaml), "code": code} for made, code in ran],
-    )
+def _how(code: int) -> str:
+    return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
+
+
+def _or_give_up(action: Action, yaml: Path, log: Path, ran: Sequence[Ran]) -> None:
+    if action.what == "stop":
+        raise GaveUp(
+            f"{yaml}: not run again: {action.reason}",
+            hint=f"see the end of {log}; correct the cause, then `{COMMAND} train {yaml}`",
+            ran=[one.to_json() for one in ran],
+        )
 
 
 def _train(made: Plan) -> int:
@@ -122,20 +160,3 @@ def _ended_alike() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _how(code: int) -> str:
-    if code == _NOT_FOUND:
-        return "was not found (127)"
-    return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
-
-
-def _tail(log: Path) -> str:
-    """What it said last."""
-    try:
-        with open(log, "rb") as file:
-            file.seek(max(0, file.seek(0, 2) - _TAIL_BYTES))
-            lines = [line for line in file.read().decode(errors="replace").splitlines() if line.strip()]
-    except OSError:
-        return ""
-    return "".join(f"\n    {line}" for line in lines[-_TAIL_LINES:])

@@ -11,11 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ms_resume.errors import ExitCode, MsResumeError, UsageError
-from ms_resume.supervisor import host, processes
+from ms_resume.supervisor import leftovers, processes
 from ms_resume.supervisor.files import Lock
-from ms_resume.supervisor.processes import Process
-
-_GENTLY_S = 5.0
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -36,31 +33,10 @@ def end(log_dir: Path, *, dry_run: bool) -> int:
         raise UsageError(f"{log_dir}: no attempts/ in it, expected the LOG_DIR of a run", hint="check LOG_DIR")
     lock = Lock(log_dir)
     try:
-        found = _of(log_dir)
-        for process in found:
-            print(f"{'would end' if dry_run else 'ending'} pid {process.pid}: {_command(process)}")
-        left = [] if dry_run else processes.end(lambda: _of(log_dir), gently_s=_GENTLY_S)
+        _, left = leftovers.end(lambda: processes.marked(str(log_dir / "attempts"), below=True), dry_run=dry_run)
     finally:
         lock.release()
-    ours = {process.pid for process in found}
-    for npu, pid, name in host.npu_processes():
-        if pid not in ours:
-            print(f"left alone: pid {pid} ({name}) on NPU {npu} is not of this run")
-    if left:
-        print(f"cannot be ended: pids {', '.join(str(process.pid) for process in left)}; see `dmesg`", file=sys.stderr)
     return int(ExitCode.DISK if left else ExitCode.OK)
-
-
-def _of(log_dir: Path) -> list[Process]:
-    return processes.marked(str(log_dir / "attempts"), below=True)
-
-
-def _command(process: Process) -> str:
-    try:
-        words = Path(f"/proc/{process.pid}/cmdline").read_bytes().split(b"\0")
-    except OSError:
-        return "?"
-    return " ".join(word.decode(errors="replace") for word in words).strip()[:200]
 
 
 if __name__ == "__main__":

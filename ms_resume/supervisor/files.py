@@ -168,12 +168,12 @@ def launcher_log(directory: Path) -> BinaryIO:
     return open(directory / LAUNCHER_LOG, "ab")
 
 
-def tail(path: Path) -> tuple[str, ...]:
-    """The last lines of a log; none where there is none."""
+def tail(path: Path, begin: int = 0) -> tuple[str, ...]:
+    """The last lines of a log, none of them from before its byte `begin`; none where there is no log."""
     try:
         with path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - _TAIL_BYTES))
+            file.seek(max(0, begin, size - _TAIL_BYTES))
             text = file.read(_TAIL_BYTES).decode(errors="replace")
     except OSError:
         return ()

@@ -119,21 +119,24 @@ def environment(pid: int) -> bytes:
         return b""
 
 
-def _program(pid: int) -> bytes:
-    """The name it was called by, without its directory; empty where it cannot be read."""
+def words(pid: int) -> list[bytes]:
+    """The command with its arguments; one empty word where it cannot be read."""
     try:
         with open(f"/proc/{pid}/cmdline", "rb") as file:
-            return os.path.basename(file.read().partition(b"\0")[0])
+            return file.read().rstrip(b"\0").split(b"\0")
     except OSError:
-        return b""
+        return [b""]
 
 
-def marked(directory: str, *, below: bool = False) -> list[Process]:
-    """The living processes of the attempt in `directory`; with `below`, of all attempts in it.
+def marked(value: str, *, below: bool = False, mark: str = MARK) -> list[Process]:
+    """The living processes of the attempt in the directory `value`; with `below`, of all attempts in it.
 
     This process and those above it never count, whatever their environment says.
+
+    Args:
+        mark: The variable that holds the value.
     """
-    needle = f"\0{MARK}={directory}{'/' if below else chr(0)}".encode()
+    needle = os.fsencode(f"\0{mark}={value}{'/' if below else chr(0)}")
     seen = dict(_everything())
     own = _lineage(os.getpid(), seen)
     members = {pid for pid in seen if pid not in own and needle in environment(pid)}
@@ -159,7 +162,7 @@ def workers(directory: str) -> dict[int, Process]:
         if needle in variables and b"\0MS_ROLE=MS_WORKER\0" in variables:
             rank = variables.partition(b"\0RANK_ID=")[2].partition(b"\0")[0]
             parent_is_one = b"\0MS_ROLE=MS_WORKER\0" in environment(its.parent)
-            if rank.isdigit() and not parent_is_one and _program(pid) != b"tail":
+            if rank.isdigit() and not parent_is_one and os.path.basename(words(pid)[0]) != b"tail":
                 found[int(rank)] = Process(pid, its.start)
     return found
 
