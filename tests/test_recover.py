@@ -70,6 +70,19 @@ class TestPlan:
         assert (made.yaml, made.log) == (Path(f"a{SUFFIX}.yaml"), Path(f"a{SUFFIX}.log"))
         assert [rejection.position.step for rejection in made.located.rejected] == [10000]
 
+    def test_the_example(self, here: Path) -> None:
+        """The specification's: a run that had itself gone on from another one's checkpoint, and saved since."""
+        zeta = here / "output/gsn/zeta"
+        before, run = (zeta / f"qzq_run_sft_0.5b_zeta_stage_2_4{suffix}" for suffix in ("", "_continue"))
+        torch_trees.zero3(before, 14500, 15500)
+        torch_trees.zero3(run, 14600, 15000)
+        path = write("stage.yaml", output_dir=str(run), resume_from_checkpoint=str(before / "checkpoint-14500"))
+
+        made = plan.write(make(path))
+
+        assert made.yaml.name == f"stage{SUFFIX}.yaml"
+        assert made.yaml.read_text() == (f"output_dir: {run}{SUFFIX}\nresume_from_checkpoint: {run}/checkpoint-15000\n")
+
     @pytest.mark.parametrize(("deepspeed", "step"), [("ds_z3_config.json", 10), (None, 20)])
     def test_deepspeed_is_asked_for_where_the_file_uses_it(self, deepspeed: str | None, step: int) -> None:
         """`global_stepN` must be there, unless the YAML shows that DeepSpeed is not used."""
@@ -115,6 +128,16 @@ class TestPlan:
         failed = plan.read(write(resume_from_checkpoint="old/checkpoint-20"))
 
         assert [plan.before(failed, [], step) for step in (50, 40, 20, 10)] == [40, 20, 10, None]
+
+    def test_the_one_before_in_the_line(self) -> None:
+        """Where an earlier training went on from, no newer than that: what was passed over there stays so."""
+        torch_trees.hugging_face(Path("out"), 20, 25)
+        path = Path("out/checkpoint-25/optimizer.pt")
+        path.write_bytes(path.read_bytes().replace(b"of 25", b"of 26", 1))
+        origin = plan.newest(plan.read(write()))
+        torch_trees.hugging_face(Path("next"), 30)
+
+        assert plan.before(plan.read(write("b.yaml", output_dir="next")), [origin], 30) == 20
 
     def test_nothing_is_one_back(self) -> None:
         torch_trees.hugging_face(Path("out"), 10)

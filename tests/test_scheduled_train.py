@@ -112,9 +112,9 @@ def start(work: Path, environment: dict[str, str]) -> Start:
     return start
 
 
-def training(work: Path, name: str, **fake: Any) -> Path:
+def training(work: Path, name: str, *, home: str = DATE, **fake: Any) -> Path:
     """A training's file, with a comment and a quote to keep."""
-    path = work / DATE / f"{name}.yaml"
+    path = work / home / f"{name}.yaml"
     told = json.dumps({"steps": 40, "save": 10, **fake}, default=str)
     told = re.sub(r'"(\d+)":', r"\1:", told)
     path.write_text(f"### 训练 {name}\noutput_dir: out/{name}  # 输出\nresume_from_checkpoint: null\nfake: {told}\n")
@@ -309,6 +309,23 @@ class TestTrainings:
 
 def _start_of(log: Path) -> str:
     return Path(yaml.safe_load(log.with_suffix(".yaml").read_text())["resume_from_checkpoint"]).name
+
+
+def test_the_commands_of_the_documentation(work: Path, environment: dict[str, str]) -> None:
+    """As they stand: each trains what is there, or recovers it."""
+    block = (TOP / "docs/scheduled_train.md").read_text().partition("```bash\n")[2].partition("```")[0]
+    (work / DATE).rename(work / "train_yaml/gsn/202507152000")
+    ended = []
+    for number, command in enumerate(block.splitlines()):
+        path = training(work, f"run{number}", home="train_yaml/gsn/202507152000", dies={"0": [15, 1]})
+        words = ["bash", "-c", f"{shlex.quote(str(TOP))}/{command}"]
+        ended.append(subprocess.run(words, env=environment, cwd=work, capture_output=True, text=True, check=False))
+        path.unlink()
+
+    assert [one.returncode for one in ended] == [1, 0, 0, 0], ended
+    logs = [(work / f"train_yaml/gsn/202507152000/run{number}.log").read_text() for number in range(3)]
+    assert ["on devices 0,1,2,3" in log for log in logs] == [False, False, True]
+    assert [len(list((work / "out").glob(f"run{number}_recovery_*"))) for number in range(4)] == [0, 1, 1, 0]
 
 
 class TestWaiting:
