@@ -36,8 +36,10 @@ read_arguments() {
                 printf -v "${name#--}" '%s' "$2"
                 shift
                 ;;
-            --auto-recovery) auto=1 ;;
-            --dry-run) dry=1 ;;
+            --auto-recovery | --dry-run)
+                [[ "$1" != *=* ]] || die "${name} takes no value, found '$1'" "leave it out for no"
+                if [[ "$1" == --dry-run ]]; then dry=1; else auto=1; fi
+                ;;
             --help | -h)
                 sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "${BASH_SOURCE[0]}"
                 exit 0
@@ -163,7 +165,7 @@ run_one() {
         note 0 trained "${yaml}"
         return
     fi
-    say "${yaml}: llamafactory-cli ended with ${code}"
+    say "${yaml}: failed (${code}), see ${log}"
     attend "${top}/launch/kill_npu_process.sh" "${yaml}" || say "${yaml}: something of it is left, see above"
     words+=(--exit-code "${code}" --log-from "${begin}")
     if [[ -n "${RULES}" ]]; then words+=(--rules "${RULES}"); fi

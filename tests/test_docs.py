@@ -304,7 +304,7 @@ def _of_recovery() -> dict[str, Any]:
     failed = plan.Failed(Document(Path(), "", {}, {}, False), "", None, False)
     made = plan.Plan(failed, Located(Path(), None), Path(), Path(), "", "", "")
     ran = running.Ran(made, 0, None)
-    return {**recover.document(made, [ran], dry_run=True), **ran.to_json()}
+    return {**recover.document(made, None, [ran], dry_run=True), **ran.to_json()}
 
 
 def exit_codes(text: str) -> list[str]:

@@ -486,7 +486,7 @@ class TestLeftovers:
 
         ended = subprocess.run(words, capture_output=True, text=True, check=True)
 
-        assert ended.stdout.splitlines() == ["nothing of it is left", "0", "alive"]
+        assert ended.stdout.splitlines() == ["nothing is left of a.yaml", "0", "alive"]
 
     def test_dry_run(self, sleeper: Callable[..., subprocess.Popen[bytes]], capsys: Capture) -> None:
         process = sleeper(Path("a.yaml"))
@@ -590,6 +590,8 @@ class TestCommand:
         assert cli.main(["recover", "a.yaml", "--exit-code", "137", "--log-from", "20"]) == 0
         said = capsys.readouterr().err
         assert "a.yaml: llamafactory-cli was ended by SIGKILL: hccl_timeout (ranks lost each other)" in said
+        assert cli.main(["recover", "a.yaml", "--exit-code", "9", "--log-from", "40", "--dry-run", "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["class"] == "unknown"
 
     def test_not_run_where_it_will_not_go_away(self, capsys: Capture) -> None:
         torch_trees.hugging_face(Path("out"), 20)

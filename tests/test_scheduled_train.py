@@ -156,7 +156,7 @@ class TestTrainings:
         assert made.read_text() == wanted
         assert f"llamafactory-cli train {DATE}/{made.name}" in ended.out
         assert not list((work / DATE).glob("a_recovery_*.log"))
-        assert "llamafactory-cli ended with 137\n" in ended.err
+        assert f"{DATE}/a.yaml: failed (137), see {DATE}/a.log\n" in ended.err
         assert "llamafactory-cli was ended by SIGKILL: hccl_timeout (ranks lost each other)\n    Runtime" in ended.err
 
     def test_the_recovery_file_runs_as_it_was_said(self, start: Start, work: Path, environment: dict[str, str]) -> None:
@@ -411,6 +411,7 @@ BAD = [
     (["--devices", "0;rm"], "--devices is '0;rm'"),
     (["--devices", "0,0"], "names a device twice"),
     (["--devices", "0,2"], "device 2 does not exist, there are 0,1"),
+    (["--auto-recovery=no"], "--auto-recovery takes no value"),
     (["--auto"], "unknown argument '--auto'"),
 ]
 
@@ -491,4 +492,4 @@ def test_who_else_holds_a_device(work: Path, bin_dir: Path, environment: dict[st
     ended = subprocess.run([KILL, "a.yaml"], env=env, cwd=work, capture_output=True, text=True, check=True)
 
     alone = "left alone: pid 2153456 (python3.10) on NPU 1 is not of this run"
-    assert ended.stdout.splitlines() == ["nothing of it is left", alone]
+    assert ended.stdout.splitlines() == ["nothing is left of a.yaml", alone]

@@ -31,6 +31,7 @@ from ms_resume.errors import DirectoryInUse
 if TYPE_CHECKING:
     from ms_resume.recover.plan import Plan
     from ms_resume.recover.running import Ran
+    from ms_resume.supervisor.evidence import Failure
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -55,6 +56,11 @@ def run(args: argparse.Namespace) -> None:
 
     path = Path(args.file)
     table = rules.read(Path(args.rules) if args.rules else None)
+    failure = None
+    if args.exit_code is not None:
+        code = retry.plain(args.exit_code)
+        failure = retry.why(code, path.with_suffix(".log"), table, begin=args.log_from)
+        _say(f"{path}: {running.told(failure, code)}")
     failed = plan.read(path)
     if alive := leftovers.find(path):
         listed = ", ".join(map(told, alive[:4]))
@@ -62,11 +68,6 @@ def run(args: argparse.Namespace) -> None:
         raise DirectoryInUse(f"{path}: its training is still alive: {listed}", hint=hint)
     if args.run:
         running.check_command()
-    failure = None
-    if args.exit_code is not None:
-        code = retry.plain(args.exit_code)
-        failure = retry.why(code, path.with_suffix(".log"), table, begin=args.log_from)
-        _say(f"{path}: {running.told(failure, code)}")
     made = plan.make(failed, plan.newest(failed), datetime.now())
     if not args.dry_run:
         made = plan.write(made)
@@ -77,14 +78,15 @@ def run(args: argparse.Namespace) -> None:
         sys.stdout.flush()
     ran = running.until_done(made, table, _say, failure=failure) if args.run and not args.dry_run else []
     if args.json:
-        print(json.dumps(document(made, ran, dry_run=args.dry_run)))
+        print(json.dumps(document(made, failure, ran, dry_run=args.dry_run)))
 
 
-def document(made: Plan, ran: Sequence[Ran], *, dry_run: bool) -> dict[str, Any]:
+def document(made: Plan, failure: Failure | None, ran: Sequence[Ran], *, dry_run: bool) -> dict[str, Any]:
     """What `--json` prints; docs/format.md lists the keys."""
     return {
         "file": str(made.failed.document.path),
         "dry_run": dry_run,
+        "class": failure.kind if failure else None,
         "yaml": str(made.yaml),
         "log": str(made.log),
         "checkpoint": made.checkpoint,

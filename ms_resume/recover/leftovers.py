@@ -46,7 +46,11 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("yaml", nargs="+", metavar="TRAINING.yaml", type=Path)
     parser.add_argument("--dry-run", action="store_true", help="name them, end none")
     args = parser.parse_args(words)
-    found, left = leftovers.end(lambda: [each for yaml in args.yaml for each in find(yaml)], dry_run=args.dry_run)
+    found, left = leftovers.end(
+        lambda: [each for yaml in args.yaml for each in find(yaml)],
+        ", ".join(map(str, args.yaml)),
+        dry_run=args.dry_run,
+    )
     if left:
         return int(ExitCode.DISK)
     if found:

@@ -33,7 +33,8 @@ def end(log_dir: Path, *, dry_run: bool) -> int:
         raise UsageError(f"{log_dir}: no attempts/ in it, expected the LOG_DIR of a run", hint="check LOG_DIR")
     lock = Lock(log_dir)
     try:
-        _, left = leftovers.end(lambda: processes.marked(str(log_dir / "attempts"), below=True), dry_run=dry_run)
+        attempts = str(log_dir / "attempts")
+        _, left = leftovers.end(lambda: processes.marked(attempts, below=True), attempts, dry_run=dry_run)
     finally:
         lock.release()
     return int(ExitCode.DISK if left else ExitCode.OK)

@@ -14,19 +14,19 @@ GENTLY_S = 5.0
 _SHOWN = 200
 
 
-def end(find: Callable[[], list[Process]], *, dry_run: bool) -> tuple[list[Process], list[Process]]:
-    """What was found, and what of it could not be ended: it hangs in the kernel. A dry run ends nothing."""
+def end(find: Callable[[], list[Process]], of: str, *, dry_run: bool) -> tuple[list[Process], list[Process]]:
+    """Ends what `find` finds, all processes of one run. Gives what was found, and what of it could not be ended: it
+    hangs in the kernel. A dry run ends nothing."""
     found = find()
     for process in found:
-        print(f"{'would end' if dry_run else 'ending'} {told(process)}")
+        print(f"{'would end' if dry_run else 'ending'} {told(process)}", flush=True)
     if not found:
-        print("nothing of it is left")
+        print(f"nothing is left of {of}")
     left = [] if dry_run else processes.end(find, gently_s=GENTLY_S)
     ours = {process.pid for process in found}
     for npu, pid, name in host.npu_processes():
         if pid not in ours:
             print(f"left alone: pid {pid} ({name}) on NPU {npu} is not of this run")
-    sys.stdout.flush()
     if left:
         print(f"cannot be ended: {', '.join(map(told, left))}", file=sys.stderr)
         print(
