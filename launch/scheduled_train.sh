@@ -21,6 +21,7 @@ RULES="${RULES:-}"           # a site's own rules for why a training failed, see
 
 user="" date="" devices="" auto=0 dry=0
 files=() results=() worst=0 child="" current=""
+path="${top}${PYTHONPATH:+:${PYTHONPATH}}" # for the toolkit's Python, not for the trainings
 
 # shellcheck disable=SC1091  # lies beside this one, and is checked by itself
 source "${top}/launch/common.sh"
@@ -48,6 +49,12 @@ read_arguments() {
         esac
         shift
     done
+}
+
+check_toolkit() { # now, and not when a training has failed after hours
+    PYTHONPATH="${path}" python -c 'import ms_resume.recover.running' 2>/dev/null ||
+        die "$(command -v python || echo 'no python on PATH, which') cannot run ms_resume" "into that environment: pip install ${top}"
+    if [[ -n "${RULES}" && ! -f "${RULES}" ]]; then die "RULES=${RULES} is no file" "correct RULES, or unset it"; fi
 }
 
 check_names() {
@@ -118,7 +125,7 @@ attend() { # runs a command so that a signal is heard at once, and not after it
     local code=0
     "$@" 9<&- &
     child=$!
-    wait "${child}" || code=$?
+    wait "${child}" 2>/dev/null || code=$? # where a signal ended it, bash would print this line
     child=""
     return "${code}"
 }
@@ -135,7 +142,7 @@ stop() {
 }
 
 note() { # code, what became of it, file
-    results+=("$(printf '%-11s %3d  %s' "$2" "$1" "$3")")
+    results+=("$(printf '%-13s %3d  %s' "$2" "$1" "$3")")
     if (($1 > worst)); then worst="$1"; fi
 }
 
@@ -143,7 +150,7 @@ note() { # code, what became of it, file
 # shellcheck disable=SC2329  # `attend` calls both
 train() { exec env TRAINING_YAML="$(realpath -- "$1")" llamafactory-cli train "$1" >>"$2" 2>&1; }
 # shellcheck disable=SC2329
-recover() { exec env PYTHONPATH="${top}${PYTHONPATH:+:${PYTHONPATH}}" python -m ms_resume.cli recover "$@"; }
+recover() { exec env PYTHONPATH="${path}" python -m ms_resume.cli recover "$@"; }
 
 run_one() {
     local yaml="$1" log="${1%.yaml}.log" code=0 recovered=0 words=("$1") begin alive
@@ -202,6 +209,7 @@ print_plan() {
 read_arguments "$@"
 check_names
 enter_environment llamafactory-cli "pip install llamafactory"
+check_toolkit
 check_devices
 find_files
 if ((dry)); then

@@ -157,6 +157,7 @@ class TestTrainings:
         assert f"llamafactory-cli train {DATE}/{made.name}" in ended.out
         assert not list((work / DATE).glob("a_recovery_*.log"))
         assert f"{DATE}/a.yaml: failed (137), see {DATE}/a.log\n" in ended.err
+        assert "Killed" not in ended.err  # as bash says it
         assert "llamafactory-cli was ended by SIGKILL: hccl_timeout (ranks lost each other)\n    Runtime" in ended.err
 
     def test_the_recovery_file_runs_as_it_was_said(self, start: Start, work: Path, environment: dict[str, str]) -> None:
@@ -457,6 +458,25 @@ def test_no_llamafactory(start: Start, work: Path, bin_dir: Path) -> None:
     ended = start()
 
     assert (ended.code, "no llamafactory-cli on PATH" in ended.err) == (2, True)
+
+
+def test_a_python_that_cannot_run_the_toolkit(start: Start, work: Path, bin_dir: Path) -> None:
+    """Found at once, not when a training has failed: LLaMA-Factory's may be too old, or lack PyYAML."""
+    training(work, "a")
+    put(bin_dir / "python", "#!/bin/sh\nexit 1\n")
+
+    ended = start()
+
+    assert (ended.code, f"{bin_dir}/python cannot run ms_resume" in ended.err) == (2, True)
+    assert not (work / "out").exists()
+
+
+def test_rules_that_are_not_there(start: Start, work: Path) -> None:
+    training(work, "a")
+
+    ended = start(RULES="nosuch.yaml")
+
+    assert (ended.code, "RULES=nosuch.yaml is no file" in ended.err) == (2, True)
 
 
 def test_two_at_once(start: Start, work: Path) -> None:
