@@ -277,6 +277,18 @@ class TestTrainings:
         assert ended.summary == {"a.yaml": ("not started", 61), "b.yaml": ("trained", 0)}
         assert f"would end pid {alive.pid}: sleep 60" in ended.err
 
+    def test_something_of_it_cannot_be_ended(self, start: Start, work: Path, bin_dir: Path) -> None:
+        """Said; what of it is recovered all the same is up to `ms-resume recover`, which looks itself."""
+        training(work, "a", dies={"0": [15, 9]})
+        python = (bin_dir / "python").read_text()
+        refuses = 'case "$*" in *leftovers\\ --dry-run*) ;; *leftovers\\ *) exit 40 ;; esac\n'
+        put(bin_dir / "python", python.replace("exec", f"{refuses}exec"))
+
+        ended = start()
+
+        assert ended.summary == {"a.yaml": ("failed", 1)}
+        assert "a.yaml: something of it is left, see above" in ended.err
+
     def test_a_log_is_continued(self, start: Start, work: Path) -> None:
         training(work, "a")
         (work / DATE / "a.log").write_text("before\n")
