@@ -310,6 +310,9 @@ def test_why_under_torchrun(name: str, kind: str, code: int, shown: str) -> None
     failure = retry.why(1, LOGS / f"{name}.log", TABLE)
 
     assert (failure.kind, failure.rank, failure.exit_code) == (kind, 1, code)
+    how = {1: "ended with 1", -9: "was ended by SIGKILL", -11: "was ended by SIGSEGV"}[code]
+    said = f"llamafactory-cli ended with 1, first rank 1, which {how}: {kind} ("
+    assert running.told(failure, 1).startswith(said)
     assert shown in "\n".join(failure.lines)
     assert "Connection closed by peer" not in "\n".join(failure.lines)
 

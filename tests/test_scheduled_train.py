@@ -473,9 +473,9 @@ def test_no_llamafactory(start: Start, work: Path, bin_dir: Path) -> None:
 
 
 def test_a_python_that_cannot_run_the_toolkit(start: Start, work: Path, bin_dir: Path) -> None:
-    """Found at once, not when a training has failed: LLaMA-Factory's may be too old, or lack PyYAML."""
+    """Found at once, not when a training has failed: here it lacks PyYAML."""
     training(work, "a")
-    put(bin_dir / "python", "#!/bin/sh\nexit 1\n")
+    put(bin_dir / "python", f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -S "$@"\n')
 
     ended = start()
 
