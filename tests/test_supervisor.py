@@ -23,8 +23,8 @@ import yaml
 from ms_resume import cli, locate
 from ms_resume.errors import DirectoryInUse, DiskError, UsageError
 from ms_resume.records import Position
-from ms_resume.supervisor import files, plan, processes, run
-from ms_resume.supervisor.evidence import Limits, Policy
+from ms_resume.supervisor import files, plan, processes, rules, run
+from ms_resume.supervisor.evidence import Evidence, Limits, Policy
 from ms_resume.supervisor.plan import Plan
 from ms_resume.supervisor.watch import Started, Watch
 
@@ -583,8 +583,8 @@ class Stage:
     def __init__(self, toy: Toy, launcher: processes.Process | None = None) -> None:
         self.directory = toy.logs / "attempts/000001-0000000000000000"
         self.directory.mkdir(parents=True)
-        started = Started(1, self.directory, launcher or processes.Process(2**22 + 9, 1))
-        self.watch = Watch(toy.plan(), started, sys.stdout)
+        self.started = Started(1, self.directory, launcher or processes.Process(2**22 + 9, 1))
+        self.watch = Watch(toy.plan(), self.started, sys.stdout)
 
     def pulse(self, rank: int, pid: int, start: int, **more: Any) -> None:
         pulse = {"rank": rank, "pid": pid, "pid_start": start, "host": os.uname().nodename, "phase": "step", **more}
@@ -660,31 +660,42 @@ def test_a_kill_after_the_last_words_is_none(toy: Toy, words: dict[str, Any] | N
     assert stage.watch._described(0, -9).exit_code == code
 
 
+DISK = {"error": "DiskError", "message": "No space left on device"}
+LOST = {"error": "RuntimeError", "message": "Failed to launch kernel AllReduce: connection reset by peer"}
+
+
 @pytest.mark.parametrize(
-    ("words", "blamed", "first"),
+    ("errors", "blamed", "first"),
     [
-        ({}, None, 0),  # nobody said anything: the lowest
-        ({}, 2**22 + 2, 1),  # msrun said for whom it ended the others
-        ({0: 5, 1: 4}, None, 1),  # both said something: the earlier one
-        ({1: 4}, None, 0),  # one was killed, and the other only lost it
-        ({1: 4}, 2**22 + 2, 0),
+        ({}, None, (0, "killed")),  # nobody said anything: the lowest
+        ({}, 1, (1, "killed")),  # msrun said for whom it ended the others
+        ({0: (5, DISK), 1: (4, DISK)}, None, (1, "disk")),  # both said something: the earlier one
+        ({1: (4, DISK)}, None, (0, "killed")),  # who else would have killed it
+        ({1: (4, DISK)}, 1, (1, "disk")),  # msrun killed rank 0 for it
+        ({0: (4, DISK)}, 0, (0, "disk")),
+        ({1: (4, LOST)}, None, (0, "killed")),  # one was killed, and the other only lost it
+        ({0: (4, LOST)}, 0, (1, "killed")),  # msrun looked when both were dead, and names the lowest
+        ({0: (4, LOST), 1: (5, DISK)}, 0, (1, "disk")),
     ],
 )
-def test_who_was_first(toy: Toy, words: dict[int, int], blamed: int | None, first: int):
-    """Of two that were dead when they were looked at."""
-    stage = Stage(toy)
+def test_who_was_first(toy: Toy, errors: dict[int, tuple[int, Any]], blamed: int | None, first: tuple[int, str]):
+    """Of two that were dead when they were looked at; who said nothing was killed."""
+    stage, table = Stage(toy), rules.read()
+    lost = {"lost_others": lambda end: rules.classify(Evidence("", end), table).kind == rules.LOST}
+    stage.watch = Watch(toy.plan(), stage.started, sys.stdout, **lost)
     for rank in (0, 1):
         stage.pulse(rank, 2**22 + 1 + rank, 1)
-    for rank, at_ns in words.items():
-        stage.outcome(rank, 2**22 + 1 + rank, at_ns, done=False, left=False, error={"error": "E", "message": "m"})
-    if blamed:
-        line = f"[ERROR] Worker process {blamed} exit with exception. Error code: -9.\n"
+    for rank, (at_ns, error) in errors.items():
+        stage.outcome(rank, 2**22 + 1 + rank, at_ns, done=False, left=False, exit_code=1, error=error)
+    if blamed is not None:
+        line = f"[ERROR] Worker process {2**22 + 1 + blamed} exit with exception. Error code: -9.\n"
         (stage.directory / files.LAUNCHER_LOG).write_text(line)
     evidence = stage.watch.look()
 
     assert evidence is not None
     assert evidence.first is not None
-    assert evidence.first.rank == first
+    assert evidence.first.rank == first[0]
+    assert ("disk" if evidence.first.error else "killed") == first[1]
 
 
 def test_watching_costs_next_to_nothing(toy: Toy):

@@ -15,6 +15,9 @@ from ms_resume.errors import UsageError
 from ms_resume.supervisor.evidence import Evidence, Failure
 
 OWN = Path(__file__).with_name("rules.yaml")
+LOST = "hccl_timeout"
+"""The class of a rank that lost another one: what it says is a consequence."""
+
 VERDICTS = ("restart", "once", "stop", "leave", "done")
 _PATTERNS = ("error", "message", "log")
 _FLAGS = ("hang", "oom_kill", "left", "done", "asked", "words", "rank")

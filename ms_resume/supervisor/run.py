@@ -31,7 +31,7 @@ from ms_resume.records import Checkpoint, Position
 from ms_resume.settings import PREFIX
 from ms_resume.supervisor import files, host, logs, processes, rules
 from ms_resume.supervisor.decide import decide
-from ms_resume.supervisor.evidence import Action, Ended, Evidence, Failure
+from ms_resume.supervisor.evidence import Action, Ended, Evidence, Failure, RankEnd
 from ms_resume.supervisor.files import History, Lock
 from ms_resume.supervisor.plan import Plan
 from ms_resume.supervisor.processes import Process
@@ -202,7 +202,8 @@ class _Run:
     def _attempt(self, started: Started) -> Action:
         """Watches one attempt, ends what is left of it, says why, decides."""
         try:
-            evidence = Watch(self._plan, started, self._echo).until_it_ends(self._still)
+            watch = Watch(self._plan, started, self._echo, lost_others=self._lost_others)
+            evidence = watch.until_it_ends(self._still)
         except DirectoryInUse:
             self._end(lambda: processes.marked(str(started.directory)), f"attempt {started.ordinal}", started)
             raise
@@ -232,6 +233,9 @@ class _Run:
             older=older.to_json() if older else None,
         )
         return self._decide()
+
+    def _lost_others(self, end: RankEnd) -> bool:
+        return rules.classify(Evidence(end.host, end), self._table).kind == rules.LOST
 
     def _still(self) -> bool:
         """Between two looks: whether to end. Raises DirectoryInUse where another supervisor has the save directory, now

@@ -73,8 +73,18 @@ class _Rank:
 class Watch:
     """One attempt's ranks, by number."""
 
-    def __init__(self, plan: Plan, started: Started, echo: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        started: Started,
+        echo: TextIO,
+        *,
+        lost_others: Callable[[RankEnd], bool] = lambda end: False,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`lost_others` tells whether a rank's last words say that it lost another one."""
         self._plan, self._started, self._to, self._clock = plan, started, echo, clock
+        self._lost_others = lost_others
         self._began = clock()
         self._ranks: dict[int, _Rank] = {}
         self._learned = Learned(plan.limits)
@@ -243,7 +253,7 @@ class Watch:
             return self._evidence(now, left=True)
         if failed:
             blamed = self._blamed()
-            return self._evidence(now, first=min(failed, key=lambda end: _when(end, blamed)))
+            return self._evidence(now, first=min(failed, key=lambda end: _when(end, blamed, self._lost_others)))
         if spoken and running == 0 and (len(ended) >= self._plan.ranks if self._plan.ranks else self._launcher_gone()):
             if not self._launcher_gone() and self._since_first_end(now) < _LAUNCHER_LINGERS_S:
                 return None
@@ -325,10 +335,17 @@ def _went_well(end: RankEnd, spoken: bool) -> bool:
     return end.exit_code in (0, None) and (not spoken or bool((end.outcome or {}).get("done")))
 
 
-def _when(end: RankEnd, blamed: int | None) -> tuple[bool, bool, int, int]:
-    """Of several that died between two looks: those without a last word first, of them the one that msrun ended the
-    others for; then by the clock of the host."""
-    return end.outcome is not None, end.pid != blamed, int((end.outcome or {}).get("at_ns", 0)), end.rank
+def _when(
+    end: RankEnd, blamed: int | None, lost_others: Callable[[RankEnd], bool]
+) -> tuple[bool, bool, bool, bool, int, int]:
+    """Of several that died between two looks: who died by itself before who says that it lost another rank; in between
+    comes who was killed without a word after msrun had another one to blame: by msrun, most likely. Then without a last
+    word before with one, whom msrun ended the others for, and by the clock of the host."""
+    spoke = end.outcome is not None
+    ended_by_msrun = not spoke and end.exit_code in (None, -SIGKILL) and blamed not in (None, end.pid)
+    lost = spoke and lost_others(end)
+    at_ns = int((end.outcome or {}).get("at_ns", 0))
+    return lost, ended_by_msrun, spoke, end.pid != blamed, at_ns, end.rank
 
 
 def _furthest_behind(living: Mapping[int, _Rank]) -> int:
