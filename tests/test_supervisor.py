@@ -365,13 +365,22 @@ def test_a_launcher_that_is_killed(toy: Toy):
 
 
 def test_two_supervisors(toy: Toy):
-    """The second one is refused with 61 and the first one's pid, also where it logs elsewhere."""
+    """The second one is refused before its start with 61 and the first one's pid, also where it logs elsewhere, and while
+    there is no save directory yet."""
     first = Supervisor(toy, steps=1000)
-    first.wait_for(beyond(toy, 20))  # it locks the save directory at the first look that finds one
+    first.wait_for((toy.logs / files.HISTORY).exists)
+    elsewhere = toy.plan(log_dir=toy.save.with_name("elsewhere"))
+    assert not toy.save.exists()
     with pytest.raises(DirectoryInUse, match=f"pid {first.process.pid}"):
         run.supervise(toy.plan())
-    with pytest.raises(DirectoryInUse, match=re.escape(str(toy.save))):
-        run.supervise(toy.plan(log_dir=toy.save.with_name("elsewhere")))
+    with pytest.raises(DirectoryInUse, match=f"{re.escape(str(toy.save))}: .*pid {first.process.pid}"):
+        run.supervise(elsewhere)
+    first.wait_for(beyond(toy, 7))  # it locks the directory itself at the first look that finds it
+    another_name = toy.save.parent / "link" / toy.save.name
+    another_name.parent.symlink_to(toy.save.parent)
+    with pytest.raises(DirectoryInUse):
+        run.supervise(toy.plan(save=another_name, log_dir=elsewhere.log_dir))
+    assert list(elsewhere.attempts.iterdir()) == []
     first.process.terminate()
 
     assert first.ends() == 50

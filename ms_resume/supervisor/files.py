@@ -3,6 +3,7 @@
 <LOG_DIR>/history.jsonl                       one JSON object a line: start, end, decision
 <LOG_DIR>/supervisor.lock                     held while a supervisor lives
 <LOG_DIR>/attempts/NNNNNN-<token>/            one start: launcher.log, rank_R.pulse, rank_R.stacks, rank_R.outcome
+<save>.supervisor.lock                        the same beside the save directory, which may not be there yet
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ms_resume.errors import DirectoryInUse, DiskError, UsageError
+from ms_resume.ondisk import atomic
 from ms_resume.records import Position
 from ms_resume.supervisor.evidence import Action, Ended
 
@@ -37,19 +39,30 @@ class Lock:
             descriptor = os.open(log_dir / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         except OSError as error:
             raise DiskError(f"{log_dir}: cannot be written: {error.strerror}", hint="give another --log-dir") from None
-        self._take(descriptor, log_dir)
+        self._take(descriptor, log_dir / LOCK, log_dir)
+
+    def beside(self, save: Path) -> None:
+        """Locks the save directory's name, before there is one: another supervisor may log elsewhere."""
+        there = save.resolve()
+        lock = there.with_name(f"{there.name}.{LOCK}")
+        try:
+            atomic.make_dirs(lock.parent)
+            descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        except (OSError, DiskError):
+            return  # then no rank can make the save directory there either
+        self._take(descriptor, lock, save)
 
     def also(self, save: Path) -> None:
-        """Locks the save directory too, once there is one: another supervisor may log elsewhere."""
+        """Locks the save directory itself, once there is one: it may be mounted under another name, too."""
         if save not in self._held and save.is_dir():
-            self._take(os.open(save, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC), save)
+            self._take(os.open(save, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC), save, save)
 
     def release(self) -> None:
         for descriptor in self._held.values():
             os.close(descriptor)
         self._held.clear()
 
-    def _take(self, descriptor: int, where: Path) -> None:
+    def _take(self, descriptor: int, what: Path, where: Path) -> None:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -61,7 +74,7 @@ class Lock:
             ) from None
         except OSError:
             pass  # a network file system that has no locks; ranks ask for the save directory's owner anyway
-        self._held[where] = descriptor
+        self._held[what] = descriptor
 
 
 def _holder(descriptor: int) -> int | None:

@@ -74,6 +74,7 @@ def supervise(plan: Plan, echo: TextIO | None = None) -> Summary:
     _make_dirs(plan)
     lock = Lock(plan.log_dir)
     try:
+        lock.beside(plan.save)
         lock.also(plan.save)
         log = logs.open_log(plan.log_dir, plan.job_id)
         try:
