@@ -19,9 +19,9 @@ NODE_RANK="${NODE_RANK:-}" # of this node, from 0; must be given when there are 
 MASTER_ADDR="${MASTER_ADDR:-127.0.0.1}"
 MASTER_PORT="${MASTER_PORT:-8118}"
 SAVE_DIR="${SAVE_DIR:-output/grpo}"
-if [[ "${NUM_NODES}" == 1 ]]; then supervise=1; else supervise=0; fi # supervisors of several nodes do not agree yet
-SUPERVISE="${SUPERVISE:-${supervise}}"                               # 0: msrun alone, the first failure is the end
-# Supervised: of all starts. Else one directory a start, so that a restart keeps the logs of the crash.
+SUPERVISE="${SUPERVISE:-1}" # 0: msrun alone, the first failure is the end
+# Supervised: of all starts, and of several nodes the same on all. Else one directory a start, so that a restart keeps the
+# logs of the crash.
 LOG_DIR="${LOG_DIR:-}"
 STRATEGY_DIR="${STRATEGY_DIR:-${SAVE_DIR%/}.strategy}" # what MindSpore writes when it compiles
 STRATEGY="${STRATEGY:-}"                               # a name in strategy_templates/, or a YAML file
@@ -62,11 +62,19 @@ value_of() { # the last value that the trainer's arguments give a flag, or nothi
 }
 
 supervise() { # this script once more for each start, with the directory of that start in MS_RESUME_WATCH_DIR
-    local save
+    local save words=()
     save="$(value_of --save_checkpoint_dir)"
     save="${save:-${SAVE_DIR}}"
+    if ((NODE_RANK == 0)); then words+=(--port "${MASTER_PORT}"); fi # msrun's scheduler listens there
+    if ((NUM_NODES > 1)); then
+        if [[ "${MS_RESUME_STORAGE:-}" == local && -z "${LOG_DIR}" ]]; then
+            die "LOG_DIR is not set, and each node has a disk of its own" "set LOG_DIR to a directory that all nodes see"
+        fi
+        words+=(--nodes "${NUM_NODES}" --node "${NODE_RANK}" --same "$(dirname -- "${TRAINER}")" --same "${CONFIG}")
+        words+=(--same "${top}/launch")
+    fi
     exec python -m ms_resume.cli run --save "${save}" --log-dir "${LOG_DIR:-${save%/}.logs}" \
-        --ranks "$((WORKERS / NUM_NODES))" --port "${MASTER_PORT}" --on-restart=--resume_training \
+        --ranks "$((WORKERS / NUM_NODES))" "${words[@]}" --on-restart=--resume_training \
         -- "${BASH_SOURCE[0]}" "${arguments[@]}"
 }
 

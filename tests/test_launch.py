@@ -417,11 +417,84 @@ def test_supervised_saves_where_the_trainer_does(start: Start, work: Path, tmp_p
     assert (work / "there.logs/history.jsonl").exists()
 
 
-def test_several_nodes_are_not_supervised_unless_asked(start: Start, work: Path):
-    launch = start(SUPERVISE="", NUM_NODES="2", NODE_RANK="0")
+MSRUN_OF_A_NODE = """#!/usr/bin/env bash
+printf '%s\\n' "$@" > "${RECORD}/$3"
+"""
 
-    assert launch.code == 7
-    assert not (work / "save.logs/history.jsonl").exists()
+
+@pytest.fixture
+def cluster(start: Start, tmp_path: Path) -> Callable[..., list[subprocess.CompletedProcess[str]]]:
+    """Runs launch/multi_node.sh, then the lines that it printed, all at once."""
+    (tmp_path / "venv/bin/msrun").write_text(MSRUN_OF_A_NODE)
+    _put(tmp_path / "base/base_model.safetensors")
+    env = {
+        "PATH": "/usr/bin:/bin", "HOME": str(tmp_path / "home"), "PYTHONPATH": str(TOP), "VENV": str(tmp_path / "venv"),
+        "RECORD": str(tmp_path / "record"), "BASE_MODEL": str(tmp_path / "base"), "SAVE_DIR": "a b\nc",
+        "NODES": "127.0.0.1\n10.0.0.2", "WORKERS": "4", "MASTER_PORT": free_port(), "MS_RESUME_LABEL": "it's",
+    }  # fmt: skip
+
+    def run(*arguments: str, edit: Callable[[str], str] = str, **knobs: str) -> list[subprocess.CompletedProcess[str]]:
+        script, here = [TOP / "launch/multi_node.sh", *arguments], {"cwd": tmp_path / "work", "text": True}
+        told = subprocess.run(script, env={**env, **knobs}, capture_output=True, check=False, **here)  # type: ignore[call-overload]
+        if told.returncode:
+            return [told]
+        lines = [part.split("\n", 1)[1] for part in f"\n{told.stdout}".split("\n# on ")[1:]]
+        lines[1:] = map(edit, lines[1:])
+        bare = {name: env[name] for name in ("PATH", "HOME", "PYTHONPATH", "RECORD")}
+        pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "env": bare, **here}
+        running = [subprocess.Popen(["bash", "-c", line], **pipe) for line in lines]  # type: ignore[call-overload]
+        said = [one.communicate(timeout=120) for one in running]
+        return [
+            subprocess.CompletedProcess(one.args, one.returncode, *texts)
+            for one, texts in zip(running, said, strict=True)
+        ]
+
+    return run
+
+
+def test_several_nodes(cluster: Callable[..., list[subprocess.CompletedProcess[str]]], tmp_path: Path):
+    """One line a node, with all knobs whatever is in them; each starts its share, with its rank, once all are ready."""
+    ended = cluster("--note", "x\ny")
+
+    assert [node.returncode for node in ended] == [0, 0], ended
+    for rank in (0, 1):
+        msrun = (tmp_path / f"record/--node_rank={rank}").read_text()
+        assert msrun.startswith(f"--worker_num=4\n--local_worker_num=2\n--node_rank={rank}\n--master_addr=127.0.0.1\n")
+        assert msrun.endswith("--note\nx\ny\n")
+        assert (tmp_path / f"work/a b\nc.logs/node_{rank}/history.jsonl").exists()
+
+
+def test_several_nodes_with_other_code(cluster: Callable[..., list[subprocess.CompletedProcess[str]]], tmp_path: Path):
+    """Node 0 says which node has it; nothing is started."""
+    config = tmp_path / "config.yaml"
+    config.write_text((TOP / "examples/grpo_arithmetic/config.yaml").read_text())
+    other = tmp_path / "other.yaml"
+    other.write_text("rl_config: {}")
+    ended = cluster(
+        CONFIG=str(config), edit=lambda line: f"timeout 8 bash -c {shlex.quote(line.replace(str(config), str(other)))}"
+    )
+
+    assert ended[0].returncode == 2
+    assert "node 1" in ended[0].stderr
+    assert "code is" in ended[0].stderr
+    assert not list((tmp_path / "record").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("knobs", "message"),
+    [
+        ({"NODES": "10.0.0.1"}, "expected two addresses or more"),
+        ({"SUPERVISE": "0"}, "nobody would check"),
+        ({"NODE_RANK": "0", "NUM_NODES": "2", "MS_RESUME_STORAGE": "local"}, "LOG_DIR is not set"),
+    ],
+)
+def test_several_nodes_wrongly(
+    cluster: Callable[..., list[subprocess.CompletedProcess[str]]], knobs: dict[str, str], message: str
+):
+    [told] = cluster(**knobs)
+
+    assert told.returncode == 2
+    assert message in told.stderr
 
 
 def test_what_a_killed_supervisor_left_is_ended(tmp_path: Path):

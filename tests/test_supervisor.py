@@ -365,8 +365,8 @@ def test_a_launcher_that_is_killed(toy: Toy):
 
 
 def test_two_supervisors(toy: Toy):
-    """The second one is refused before its start with 61 and the first one's pid, also where it logs elsewhere, and while
-    there is no save directory yet."""
+    """The second one is refused before its start with 61 and the first one's pid, also where it logs elsewhere, and
+    while there is no save directory yet."""
     first = Supervisor(toy, steps=1000)
     first.wait_for((toy.logs / files.HISTORY).exists)
     elsewhere = toy.plan(log_dir=toy.save.with_name("elsewhere"))

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import signal
@@ -68,7 +69,9 @@ def follow(save: Path, rank: int) -> int:
     mine = pulse.of(settings.from_environment().watch_dir, rank)
     asked = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: asked.set())
-    last_words = Path(settings.from_environment().watch_dir) / "rank_0.outcome"
+    here = Path(settings.from_environment().watch_dir)
+    on_node_0 = here.parents[2] / "node_0" / "attempts" / here.name
+    last_words = (on_node_0 if on_node_0.is_dir() else here) / "rank_0.outcome"
     outcome: dict[str, bool] = {}
     step = 0
     while not outcome.get("done") and not outcome.get("left"):
@@ -119,6 +122,7 @@ def do(what: str, save: Path) -> None:
     elif what == "memory":
         raise MemoryError("cannot allocate 12 GiB")
     else:
+        atexit.register(time.sleep, 5)  # as MindSpore's processes, which take seconds to end
         raise RuntimeError(what)
 
 

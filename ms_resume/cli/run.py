@@ -35,6 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ranks", type=int, metavar="N", help="ranks on this node: the run is done when all are")
     parser.add_argument("--on-restart", action="append", metavar="WORD", help="added to the command of later starts")
     parser.add_argument("--port", type=int, action="append", metavar="P", help="must be free before a start")
+    parser.add_argument("--nodes", type=int, metavar="N", help="nodes of the run; all must see the log directory")
+    parser.add_argument("--node", type=int, metavar="K", help="which of them this is, from 0")
+    parser.add_argument("--same", action="append", metavar="PATH", help="code that must be equal on all nodes")
     parser.add_argument("--rules", metavar="FILE", help="a site's own rules, asked before ours")
     parser.add_argument("--job-id", metavar="ID", help="in every line of the log; default: the name of SAVE")
     parser.add_argument(
@@ -74,6 +77,9 @@ def _values(args: argparse.Namespace, read: Any) -> dict[str, Any]:
         "ranks": args.ranks,
         "on_restart": args.on_restart,
         "ports": args.port,
+        "nodes": args.nodes,
+        "node": args.node,
+        "same": args.same,
         "rules": args.rules,
         "job_id": args.job_id,
     }

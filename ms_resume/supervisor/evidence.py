@@ -45,6 +45,8 @@ class Evidence:
     """The supervisor itself was asked to end the run."""
     hang: str = ""
     """What stood still, for how long; empty where nothing did."""
+    elsewhere: str = ""
+    """Which other node's part failed, so that this one was ended; empty where it was this one's."""
     launcher_code: int | None = None
     launcher_log: tuple[str, ...] = ()
     oom_kills: int = 0

@@ -42,6 +42,14 @@ class Plan:
     """Between two readings of the pulses: a phase that is shorter counts as so long."""
     leave_s: float = 600.0
     """How long ranks may take to save and leave when the supervisor itself is asked to end."""
+    nodes: int = 1
+    """Of the whole run. With several each logs in `node_K` of the log directory, which all of them must see."""
+    node: int = 0
+    """Which one this is; 0 is where the others' ranks find msrun's scheduler."""
+    join_s: float = 1800.0
+    """How long a node waits for the others: to be ready, to end, to decide."""
+    same: tuple[Path, ...] = ()
+    """Files and directories that must be equal on all nodes, beside the toolkit itself."""
 
     @property
     def attempts(self) -> Path:
@@ -83,13 +91,18 @@ def make(values: Mapping[str, Any], where: str = "the command line") -> Plan:
         given[name] = _words(given.get(name, ()), f"{where}: {name}")
     given["ports"] = tuple(_whole(port, f"{where}: ports", 65535) for port in given.get("ports", ()))
     given["ranks"] = _whole(given.get("ranks", 0), f"{where}: ranks", 1 << 18)
-    for name in ("free_gib", "gently_s", "read_s", "leave_s"):
+    given["nodes"] = _whole(given.get("nodes", 1), f"{where}: nodes", 1 << 16)
+    given["node"] = _whole(given.get("node", 0), f"{where}: node", max(0, given["nodes"] - 1))
+    given["same"] = tuple(_there(path, f"{where}: same") for path in given.get("same", ()))
+    for name in ("free_gib", "gently_s", "read_s", "leave_s", "join_s"):
         if name in given:
             given[name] = _number(given[name], f"{where}: {name}")
     given["environment"] = _variables(given.get("environment", {}), f"{where}: environment")
     save = Path(str(given["save"])).absolute()
-    logs = given.get("log_dir") or save.with_name(f"{save.name}.logs")
-    given |= {"save": save, "log_dir": Path(str(logs)).absolute(), "job_id": str(given.get("job_id") or save.name)}
+    logs = Path(str(given.get("log_dir") or save.with_name(f"{save.name}.logs"))).absolute()
+    if given["nodes"] > 1:
+        logs /= f"node_{given['node']}"
+    given |= {"save": save, "log_dir": logs, "job_id": str(given.get("job_id") or save.name)}
     given["rules"] = Path(str(given["rules"])) if given.get("rules") else None
     return Plan(**given)
 
@@ -130,6 +143,13 @@ def _whole(value: Any, where: str, most: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most:
         raise UsageError(f"{where}: found {value!r}, expected a whole number up to {most}", hint="correct it")
     return value
+
+
+def _there(value: Any, where: str) -> Path:
+    path = Path(str(value)).absolute()
+    if not path.exists():
+        raise UsageError(f"{where}: {path} is not there", hint="correct the path")
+    return path
 
 
 def _number(value: Any, where: str) -> float:

@@ -18,9 +18,12 @@ OWN = Path(__file__).with_name("rules.yaml")
 LOST = "hccl_timeout"
 """The class of a rank that lost another one: what it says is a consequence."""
 
+ELSEWHERE = "elsewhere"
+"""The class of a part that was ended because another node's part had failed."""
+
 VERDICTS = ("restart", "once", "stop", "leave", "done")
 _PATTERNS = ("error", "message", "log")
-_FLAGS = ("hang", "oom_kill", "left", "done", "asked", "words", "rank")
+_FLAGS = ("hang", "oom_kill", "left", "done", "asked", "elsewhere", "words", "rank")
 _CHOICES = ("exit_code", "phase")
 _SHOWN = 5
 _LONGEST_DETAIL = 200
@@ -87,6 +90,7 @@ def _holds(name: str, wanted: Any, evidence: Evidence) -> bool:
         "left": evidence.left,
         "done": evidence.done,
         "asked": evidence.asked,
+        "elsewhere": bool(evidence.elsewhere),
         "words": first is not None and first.outcome is not None,
         "rank": first is not None,
     }
@@ -109,8 +113,8 @@ def _lines(evidence: Evidence) -> Iterable[str]:
 
 def _shown(condition: Mapping[str, Any], evidence: Evidence) -> tuple[str, ...]:
     """The lines that made the rule fit, or the last that were said."""
-    if evidence.hang:
-        return (evidence.hang,)
+    if evidence.hang or evidence.elsewhere:
+        return (evidence.hang or evidence.elsewhere,)
     if "log" in condition:
         found = [line for line in _lines(evidence) if re.search(condition["log"], line)]
         return tuple(dict.fromkeys(found))[:_SHOWN]

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, TextIO
@@ -33,6 +34,7 @@ from ms_resume.supervisor import files, host, logs, processes, rules
 from ms_resume.supervisor.decide import decide
 from ms_resume.supervisor.evidence import Action, Ended, Evidence, Failure, RankEnd
 from ms_resume.supervisor.files import History, Lock
+from ms_resume.supervisor.nodes import Call, Nodes
 from ms_resume.supervisor.plan import Plan
 from ms_resume.supervisor.processes import Process
 from ms_resume.supervisor.rules import Rule
@@ -40,9 +42,11 @@ from ms_resume.supervisor.watch import Started, Watch
 
 RESUME_AT = f"{PREFIX}RESUME_AT"
 LABEL = f"{PREFIX}LABEL"
+STORAGE = f"{PREFIX}STORAGE"
 _NAP_S = 0.2
 _RETRY_S = 5.0
 _TERMINATED = 128 + signal.SIGTERM
+_ASKED_BETWEEN = Action("leave", "asked to end between two attempts", exit_code=_TERMINATED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +78,9 @@ def supervise(plan: Plan, echo: TextIO | None = None) -> Summary:
     _make_dirs(plan)
     lock = Lock(plan.log_dir)
     try:
-        lock.beside(plan.save)
-        lock.also(plan.save)
+        if plan.node == 0:  # others are its part
+            lock.beside(plan.save)
+            lock.also(plan.save)
         log = logs.open_log(plan.log_dir, plan.job_id)
         try:
             with _listening() as asked:
@@ -109,6 +114,10 @@ class _Run:
         self._first = len(self._history.events) - len(self._history.current)
         self._chance = random.Random(secrets.randbits(64))
         self._ended_at: float | None = None
+        self._nodes: Nodes | None = None
+        if plan.nodes > 1:
+            shared = {**os.environ, **plan.environment}.get(STORAGE) != "local"
+            self._nodes = Nodes(plan, shared=shared, asked=asked, say=log.info)
         if self._history.cut:
             log.warning(f"{self._history.path}: {self._history.cut} lines are cut short and were passed over")
 
@@ -120,9 +129,9 @@ class _Run:
             if action is not None and action.what in files.FINAL:
                 return self._summary(action)
             self._wait(action.delay_s if action else 0.0)
-            if self._asked():
-                return self._summary(Action("leave", "asked to end between two attempts", exit_code=_TERMINATED))
-            started = self._start(action.back if action else None)
+            started = None if self._asked() else self._start(action.back if action else None)
+            if started is None:
+                return self._summary(_ASKED_BETWEEN)
 
     def _taken_up(self) -> tuple[Started | None, Action | None]:
         """What a supervisor that died left: an attempt to watch, or one to decide about, or a decision to act on."""
@@ -139,15 +148,19 @@ class _Run:
             return None, self._decide()
         return None, Action(last["what"], last["reason"], back=files.position(last.get("back")))
 
-    def _start(self, back: Position | None) -> Started:
+    def _start(self, back: Position | None) -> Started | None:
+        """None where this supervisor was asked to end while it waited for other nodes."""
         plan = self._plan
         self._end(lambda: processes.marked(str(plan.attempts), below=True), "an earlier attempt")
         variables = {**os.environ, **plan.environment}
         self._until_ready(variables)
-        ordinal = self._history.ordinal + 1
-        directory = plan.attempts / f"{ordinal:06d}-{secrets.token_hex(8)}"
+        call = self._agreed(back)
+        if call is None:
+            return None
+        ordinal, back = int(call.name.partition("-")[0]), call.back
+        directory = plan.attempts / call.name
         atomic.make_dirs(directory)
-        again = any(event["event"] == "start" for event in self._history.current) and plan.save.is_dir()
+        again = call.again and plan.save.is_dir()
         more = () if set(plan.on_restart) <= set(plan.command) else plan.on_restart
         command = [*plan.command, *(more if again else ())]
         variables |= {processes.MARK: str(directory), RESUME_AT: str(back) if back else ""}
@@ -172,6 +185,13 @@ class _Run:
         told = f" told to go back to {back}" if back else ""
         self._log.info(f"attempt {ordinal} started (pid {child.pid}){told}{since}", extra=_of(started))
         return started
+
+    def _agreed(self, back: Position | None) -> Call | None:
+        again = any(event["event"] == "start" for event in self._history.current)
+        call = Call(f"{self._history.ordinal + 1:06d}-{secrets.token_hex(8)}", back, again)
+        if self._nodes is None:
+            return call
+        return self._nodes.agree(call, {name for e in self._history.events if (name := _name(e))})
 
     def _until_ready(self, variables: dict[str, str]) -> None:
         """Raises at once where the first start could not work; later ones wait for a while, because what is in the way
@@ -203,50 +223,65 @@ class _Run:
     def _attempt(self, started: Started) -> Action:
         """Watches one attempt, ends what is left of it, says why, decides."""
         try:
-            watch = Watch(self._plan, started, self._echo, lost_others=self._lost_others)
-            evidence = watch.until_it_ends(self._still)
+            elsewhere = partial(self._nodes.failed_elsewhere, started.directory.name) if self._nodes else str
+            watch = Watch(self._plan, started, self._echo, lost_others=self._lost_others, elsewhere=elsewhere)
+            evidence = watch.until_it_ends(partial(self._still, started))
         except DirectoryInUse:
             self._end(lambda: processes.marked(str(started.directory)), f"attempt {started.ordinal}", started)
             raise
         self._ended_at = time.monotonic()
         failure = rules.classify(evidence, self._table)
         self._tell(started, evidence, failure)
+        event: dict[str, Any] = {
+            "ordinal": started.ordinal,
+            "at": _now(),
+            "class": failure.kind,
+            "then": failure.then,
+            "says": failure.says,
+            "rank": failure.rank,
+            "node": failure.node,
+            "exit_code": failure.exit_code,
+            "detail": failure.detail,
+            "lines": list(failure.lines),
+            "seconds": round(evidence.seconds, 3),
+            "reached": evidence.reached.to_json() if evidence.reached else None,
+        }
+        if self._nodes:
+            self._nodes.ended(started.directory.name, event)  # before the rest: others wait for it
         self._end(lambda: processes.marked(str(started.directory)), f"attempt {started.ordinal}", started)
         newest, older = self._checkpoints()
         begun = next(e for e in reversed(self._history.events) if e["event"] == "start")
-        self._history.append(
-            "end",
-            ordinal=started.ordinal,
-            at=_now(),
-            **{"class": failure.kind},
-            then=failure.then,
-            says=failure.says,
-            rank=failure.rank,
-            node=failure.node,
-            exit_code=failure.exit_code,
-            detail=failure.detail,
-            lines=list(failure.lines),
-            seconds=round(evidence.seconds, 3),
-            reached=evidence.reached.to_json() if evidence.reached else None,
-            before=begun.get("before"),
-            back=begun.get("back"),
-            checkpoint=newest.to_json() if newest else None,
-            older=older.to_json() if older else None,
-        )
+        event |= {
+            "before": begun.get("before"),
+            "back": begun.get("back"),
+            "checkpoint": newest.to_json() if newest else None,
+            "older": older.to_json() if older else None,
+        }
+        if self._nodes:
+            event = self._nodes.merged(started.directory.name, event)
+        self._history.append("end", **event)
         return self._decide()
 
     def _lost_others(self, end: RankEnd) -> bool:
         return rules.classify(Evidence(end.host, end), self._table).kind == rules.LOST
 
-    def _still(self) -> bool:
+    def _still(self, started: Started) -> bool:
         """Between two looks: whether to end. Raises DirectoryInUse where another supervisor has the save directory, now
         that there is one."""
-        self._lock.also(self._plan.save)
-        return self._asked()
+        if self._plan.node == 0:
+            self._lock.also(self._plan.save)
+        asked = self._asked()
+        return self._nodes.asked(started.directory.name, asked) if self._nodes else asked
 
     def _decide(self) -> Action:
         ends = [files.ended(event) for event in self._history.current if event["event"] == "end"]
-        action = decide(ends, self._plan.policy, self._chance.random())
+        name = next(name for e in reversed(self._history.events) if (name := _name(e)))
+        if self._nodes and not self._nodes.leads:
+            action = self._nodes.decision(name) or _ASKED_BETWEEN
+        else:
+            action = decide(ends, self._plan.policy, self._chance.random())
+        if self._nodes and self._nodes.leads:
+            self._nodes.decided(name, action)
         self._history.append("decision", ordinal=ends[-1].ordinal, at=_now(), **files.action_json(action))
         level = self._log.error if action.what == "stop" else self._log.info
         wait = f", in {action.delay_s:.1f} s" if action.delay_s else ""
@@ -315,6 +350,11 @@ class _Run:
 
 def _of(started: Started, **more: Any) -> dict[str, Any]:
     return {"said": {"attempt": started.ordinal, **more}}
+
+
+def _name(event: dict[str, Any]) -> str:
+    """Of the attempt that a `start` tells of."""
+    return Path(event["directory"]).name if event["event"] == "start" else ""
 
 
 def _now() -> str:

@@ -59,6 +59,8 @@ class _Rank:
     since: float
     pulse: dict[str, Any] = field(default_factory=dict)
     ended: RankEnd | None = None
+    failed: bool = False
+    """It said that it is about to exit for an error."""
     seen: set[str] = field(default_factory=set)
 
     @property
@@ -80,11 +82,16 @@ class Watch:
         echo: TextIO,
         *,
         lost_others: Callable[[RankEnd], bool] = lambda end: False,
+        elsewhere: Callable[[], str] = str,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`lost_others` tells whether a rank's last words say that it lost another one."""
+        """
+        Args:
+            lost_others: Whether a rank's last words say that it lost another one.
+            elsewhere: Which other node's part has failed; empty while none has.
+        """
         self._plan, self._started, self._to, self._clock = plan, started, echo, clock
-        self._lost_others = lost_others
+        self._lost_others, self._elsewhere = lost_others, elsewhere
         self._began = clock()
         self._ranks: dict[int, _Rank] = {}
         self._learned = Learned(plan.limits)
@@ -127,7 +134,10 @@ class Watch:
             self._read(now)  # its last pulse: where it died
             for rank in died:
                 self._ranks[rank].ended = self._end_of(rank)
-        return self._verdict(now)
+        evidence = self._verdict(now)
+        if evidence is None and (elsewhere := self._elsewhere()):
+            return self._evidence(now, elsewhere=elsewhere)
+        return evidence
 
     # -- finding and reading
 
@@ -164,6 +174,7 @@ class Watch:
 
     def _read(self, now: float) -> None:
         for number, rank in self._ranks.items():
+            rank.failed = rank.failed or self._about_to_exit(number, rank)
             pulse = files.document(self._started.directory / f"rank_{number}.pulse")
             if pulse is None or pulse == rank.pulse:
                 continue
@@ -192,7 +203,10 @@ class Watch:
     # -- deaths
 
     def _lives(self, rank: int) -> bool:
+        """False also where its last words are an error and an exit code: MindSpore may take seconds to exit then."""
         watched = self._ranks[rank].watched
+        if self._ranks[rank].failed:
+            return False
         look = watched.look() if watched else None
         return look is not None and not look.ended
 
@@ -216,6 +230,13 @@ class Watch:
             if match := re.search(rf"Worker process {pid} exit with exception\. Error code: (-?\d+)", line):
                 return int(match[1])
         return None
+
+    def _about_to_exit(self, number: int, rank: _Rank) -> bool:
+        path = self._started.directory / f"rank_{number}.outcome"
+        said = files.document(path) if path.exists() else None
+        if said is None or said.get("pid") != rank.process.pid:
+            return False
+        return bool(said.get("error") and said.get("exit_code"))
 
     def _described(self, number: int, code: int | None) -> RankEnd:
         directory, rank = self._started.directory, self._ranks[number]
