@@ -33,7 +33,7 @@ from ms_resume.repair import Rewritten
 from ms_resume.resume import fingerprint
 from ms_resume.settings import PREFIX, Settings
 from ms_resume.state import Arrays
-from ms_resume.supervisor import files
+from ms_resume.supervisor import files, rules
 from ms_resume.supervisor.evidence import Action
 from ms_resume.verify import Finding
 
@@ -312,6 +312,15 @@ def exit_codes(text: str) -> list[str]:
     return complain("exit code", re.findall(r"^## (\d+): ", text, re.MULTILINE), [str(int(code)) for code in ExitCode])
 
 
+def failure_classes(text: str) -> list[str]:
+    """One section for each class that the rules know: what happened, what the supervisor did, what to type."""
+    part = section(text, "By failure class")
+    told = dict(re.findall(r"^### (\w+)\n(.*?)(?=^### |\Z)", part, re.MULTILINE | re.DOTALL))
+    wrong = complain("failure class", told, {rule.kind for rule in rules.read()})
+    wanted = ("* *Happened*: ", "* *Supervisor*: ", "* *You*: ")
+    return wrong + [f"{name}: no {word}" for name, said in told.items() for word in wanted if word not in said]
+
+
 def settings_table(text: str) -> list[str]:
     """Name and default of every setting."""
     rows = re.findall(r"^\| `(\w+)` \| `?([^|`]+?)`? \|", section(text, "Settings of the toolkit"), re.MULTILINE)
@@ -399,6 +408,7 @@ ON: list[tuple[Check, list[str]]] = [
     (compared_keys, ["docs/format.md"]),
     (json_keys, ["docs/format.md"]),
     (exit_codes, ["docs/operations.md"]),
+    (failure_classes, ["docs/operations.md"]),
     (settings_table, ["docs/operations.md"]),
     (knobs, ["docs/operations.md"]),
     (layers, ["docs/architecture.md"]),
@@ -437,6 +447,8 @@ BROKEN: list[tuple[Check, str, str, str]] = [
     (compared_keys, "docs/format.md", "`checkpoint_name`", "checkpoint_name"),
     (json_keys, "docs/format.md", "`rejected` (list", "`passed_over` (list"),
     (exit_codes, "docs/operations.md", "## 31: ", "## 32: "),
+    (failure_classes, "docs/operations.md", "### hang\n", "### hangs\n"),
+    (failure_classes, "docs/operations.md", "* *You*: `df -h", "* You: `df -h"),
     (settings_table, "docs/operations.md", "| 90.0 |", "| 60.0 |"),
     (knobs, "docs/operations.md", "`BASE_MODEL` | ", "`BASE` | "),
     (layers, "docs/architecture.md", "ownership pulse\nremoval", "removal\nownership pulse"),
