@@ -21,7 +21,7 @@ import pytest
 import yaml
 
 from ms_resume import cli, locate
-from ms_resume.errors import DirectoryInUse, DiskError, UsageError
+from ms_resume.errors import DirectoryInUse, DiskError, LayoutMismatch, UsageError
 from ms_resume.records import Position
 from ms_resume.supervisor import files, plan, processes, rules, run
 from ms_resume.supervisor.evidence import Evidence, Limits, Policy
@@ -426,6 +426,35 @@ def test_a_port_in_use(toy: Toy):
 def test_too_little_room(toy: Toy):
     with pytest.raises(DiskError, match="GiB are free, expected 1e\\+08"):
         run.supervise(toy.plan(free_gib=1e8))
+
+
+@pytest.mark.parametrize(
+    ("files_of", "refused"),
+    [
+        ([0, 1], ""),
+        ([0], ""),
+        ([0, 1, 2], "strategy_2.ckpt: of rank 2, this job has ranks 0 to 1"),
+        (["10_merged"], ""),
+    ],
+)
+def test_a_strategy_directory_of_another_topology(toy: Toy, files_of: list[Any], refused: str):
+    """MindSpore would merge the files of ranks that this job does not have; those of its own it overwrites."""
+    top = toy.save.with_name("strategy")
+    (top / "train_policy_strategy").mkdir(parents=True)
+    for rank in files_of:
+        (top / f"train_policy_strategy/strategy_{rank}.ckpt").touch()
+
+    if refused:
+        with pytest.raises(LayoutMismatch, match=refused):
+            run.supervise(toy.plan(strategy_dir=top))
+        assert toy.events == []
+    else:
+        assert run.supervise(toy.plan(strategy_dir=top, command=["true"])).action.what == "done"
+
+
+def test_a_strategy_directory_needs_the_number_of_ranks(toy: Toy):
+    with pytest.raises(UsageError, match="strategy_dir without ranks"):
+        toy.plan(strategy_dir="x", ranks=0)
 
 
 @pytest.mark.parametrize(("name", "value"), [("HCCL_CONNECT_TIMEOUT", "60"), ("HCCL_EXEC_TIMEOUT", "2h")])

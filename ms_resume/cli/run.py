@@ -35,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ranks", type=int, metavar="N", help="ranks on this node: the run is done when all are")
     parser.add_argument("--on-restart", action="append", metavar="WORD", help="added to the command of later starts")
     parser.add_argument("--port", type=int, action="append", metavar="P", help="must be free before a start")
+    parser.add_argument("--strategy-dir", metavar="D", help="of MindSpore: files of another topology are an error")
     parser.add_argument("--nodes", type=int, metavar="N", help="nodes of the run; all must see the log directory")
     parser.add_argument("--node", type=int, metavar="K", help="which of them this is, from 0")
     parser.add_argument("--same", action="append", metavar="PATH", help="code that must be equal on all nodes")
@@ -77,6 +78,7 @@ def _values(args: argparse.Namespace, read: Any) -> dict[str, Any]:
         "ranks": args.ranks,
         "on_restart": args.on_restart,
         "ports": args.port,
+        "strategy_dir": args.strategy_dir,
         "nodes": args.nodes,
         "node": args.node,
         "same": args.same,

@@ -9,7 +9,7 @@ import subprocess
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-from ms_resume.errors import DirectoryInUse, DiskError, UsageError
+from ms_resume.errors import DirectoryInUse, DiskError, LayoutMismatch, UsageError
 from ms_resume.supervisor.processes import Process
 
 _HCCL = {"HCCL_CONNECT_TIMEOUT": (120, 7200), "HCCL_EXEC_TIMEOUT": (0, 2147483647)}
@@ -39,6 +39,20 @@ def check_disk(save: Path, free_gib: float) -> None:
             f"{there}: {free:.1f} GiB are free, expected {free_gib:g}",
             hint="free space there; `ms-resume prune` shows what may go",
         )
+
+
+def check_strategies(directory: Path, num_ranks: int) -> None:
+    """Raises LayoutMismatch where MindSpore left strategy files of more ranks than the job has.
+
+    A start overwrites those of its own ranks, and merges all that lie there: one that it has no rank for would win.
+    """
+    for path in sorted(directory.glob("**/strategy_*.ckpt")):
+        match = re.fullmatch(r"strategy_(\d+)\.ckpt", path.name)
+        if match and int(match[1]) >= num_ranks:
+            raise LayoutMismatch(
+                f"{path}: of rank {match[1]}, this job has ranks 0 to {num_ranks - 1}: strategies of another topology",
+                hint="give the job a strategy directory of its own, or remove those files",
+            )
 
 
 def check_port(port: int) -> None:

@@ -33,6 +33,8 @@ class Plan:
     """Must be free before a start."""
     free_gib: float = 1.0
     """Must be free on the save directory's disk before a start."""
+    strategy_dir: Path | None = None
+    """Where MindSpore puts strategy files, if the command does not clear it: none of another topology may be there."""
     rules: Path | None = None
     policy: Policy = field(default_factory=Policy)
     limits: Limits = field(default_factory=Limits)
@@ -103,6 +105,9 @@ def make(values: Mapping[str, Any], where: str = "the command line") -> Plan:
     if given["nodes"] > 1:
         logs /= f"node_{given['node']}"
     given |= {"save": save, "log_dir": logs, "job_id": str(given.get("job_id") or save.name)}
+    given["strategy_dir"] = Path(str(given["strategy_dir"])) if given.get("strategy_dir") else None
+    if given["strategy_dir"] and not given["ranks"]:
+        raise UsageError(f"{where}: strategy_dir without ranks", hint="give ranks, of this node: docs/supervisor.md")
     given["rules"] = Path(str(given["rules"])) if given.get("rules") else None
     return Plan(**given)
 

@@ -198,6 +198,8 @@ class _Run:
         may go: a port, a full disk, NPUs that are slow to be given back."""
         again = any(event["event"] == "start" for event in self._history.current)
         deadline = time.monotonic() + (self._plan.policy.longest_s if again else 0.0)
+        if self._plan.strategy_dir:
+            host.check_strategies(self._plan.strategy_dir, self._plan.ranks * self._plan.nodes)
         while True:
             try:
                 host.check(self._plan.save, ports=self._plan.ports, free_gib=self._plan.free_gib, variables=variables)
