@@ -23,8 +23,8 @@ kills: setup ## the default run with five random SIGKILLs, compared with an undi
 exact: setup ## 500 kills in all settings, each run compared bit for bit with an undisturbed one; 40 minutes
 	cd tests && PYTHONPATH=$(CURDIR)/examples $(RUN) python -m exact $(ARGS)
 
-supervise: setup ## a supervised run under msrun, disturbed five times, compared with an undisturbed one; two minutes
-	$(RUN) python -m pytest tests/test_supervisor_msrun.py -s $(ARGS)
+supervise: setup ## a supervised run under msrun, disturbed ten times, compared with an undisturbed one; ten minutes
+	cd tests && PYTHONPATH=$(CURDIR)/examples $(RUN) python -m supervised --report $(CURDIR)/benchmarks/results/supervise $(ARGS)
 
 faults: setup ## the fault campaign: dying, failing, racing, losing power at every point of a save; forty minutes
 	cd tests && $(RUN) python -m faults $(ARGS)

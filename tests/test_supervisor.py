@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import socket
+import statistics
 import subprocess
 import sys
 import time
@@ -19,6 +20,8 @@ from typing import Any
 
 import pytest
 import yaml
+from supervised.__main__ import report
+from supervised.job import Row, memory_group
 
 from ms_resume import cli, locate
 from ms_resume.errors import DirectoryInUse, DiskError, LayoutMismatch, UsageError
@@ -33,6 +36,7 @@ RANK = str(HERE / "toy_rank.py")
 LAUNCHER = [sys.executable, str(HERE / "toy_msrun.py")]
 STEPS = 12
 QUICK = Policy(backoff_s=0.1, longest_s=0.2)
+TWICE = Policy(attempts=2, backoff_s=0.1, longest_s=0.2)
 HANG = Limits(multiple=4, floor=0.6, known_after=3, phases={"launch": 20, "start": 20, "save": 20, "end": 20}, other=20)
 
 
@@ -52,6 +56,7 @@ class Toy:
                 "policy": QUICK,
                 "free_gib": 0,
                 "read_s": 0.2,
+                "gently_s": 0.2,
                 **more,
             }
         )
@@ -95,13 +100,19 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Toy]:
     assert left == [], "a supervisor left processes behind"
 
 
-def test_a_run_without_faults(toy: Toy):
-    """One attempt, done, exit 0, and nothing left running."""
+def test_a_run_without_faults_and_the_same_again(toy: Toy):
+    """One attempt, done, exit 0, and nothing left running. Then a start that would ignore checkpoints: it stops at once
+    with the trainer's own code."""
     summary = run.supervise(toy.plan())
 
     assert (summary.action.what, summary.action.exit_code) == ("done", 0)
     assert [end["class"] for end in toy.ends] == ["done"]
     assert (toy.save / "result").read_text() == repr([float(STEPS)] * 4)
+    summary = run.supervise(toy.plan())
+
+    assert (summary.action.what, summary.action.exit_code) == ("stop", 62)
+    assert [end["class"] for end in summary.ends] == ["not_empty"]
+    assert toy.said("holds checkpoints")
 
 
 def test_ranks_within_a_script(toy: Toy):
@@ -142,14 +153,19 @@ def test_ranks_that_die(toy: Toy):
 
     assert summary.action.what == "done"
     assert (toy.save / "result").read_text() == repr([float(STEPS)] * 4)
+    noticed, started = [], []
     for end, (_, rank, kind, code) in zip(toy.ends[:-1], DEATHS, strict=True):
         assert (end["class"], end["rank"]) == (kind, rank)
         assert end["exit_code"] in (code, code or None)  # of 0 nobody tells, where the launcher was faster
         assert end["node"]
         assert rank or (end["reached"], end["checkpoint"]) == ([0, 7], [0, 5])
         died = float((toy.save.parent / f"fault-{end['ordinal']}-{rank}").read_text())
-        assert _said_at(toy, f"attempt {end['ordinal']} failed") - died < 1
-        assert _said_at(toy, f"attempt {end['ordinal'] + 1} started") - died < 3
+        noticed.append(_said_at(toy, f"attempt {end['ordinal']} failed") - died)
+        started.append(_said_at(toy, f"attempt {end['ordinal'] + 1} started") - died)
+    # A machine that does other work may be late once; msrun waits for 30 s.
+    assert statistics.median(noticed) < 1
+    assert statistics.median(started) < 3
+    assert max(started) < 20
 
 
 def _said_at(toy: Toy, begin: str) -> float:
@@ -185,34 +201,16 @@ def test_the_newest_checkpoint_is_damaged(toy: Toy):
     assert (toy.save / "result").read_text() == repr([float(STEPS)] * 4)
 
 
-def memory_group() -> Iterator[tuple[Path, str]]:
-    """Where control groups for memory can be made, and the file for a limit, by version of the interface."""
-    if os.access("/sys/fs/cgroup/memory", os.W_OK):
-        yield Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes"
-    control = Path("/sys/fs/cgroup/cgroup.subtree_control")
-    if control.exists() and "memory" in control.read_text() and os.access(control.parent, os.W_OK):
-        yield control.parent, "memory.max"
-
-
 def test_the_kernel_kills_for_memory(toy: Toy):
     """Told from any other SIGKILL by the count that the rank's control group keeps."""
-    top, limit = next(memory_group(), (None, ""))
-    if top is None:
-        pytest.skip("no control group for memory can be made here: not root, or in a container without one")
-    group = top / f"ms_resume_test_{os.getpid()}"
-    group.mkdir()
-    try:
+    with memory_group() as found:
+        if found is None:
+            pytest.skip("no control group for memory can be made here: not root, or in a container without one")
+        group, limit = found
         (group / limit).write_text(str(400 << 20))
         toy.breaks({"attempt": 1, "rank": 1, "at": 1, "do": "balloon"})
         within = ["sh", "-c", 'echo $$ > "$0/cgroup.procs" && exec "$@"', str(group)]
         summary = run.supervise(toy.plan(command=[*within, *toy.plan().command]))
-    finally:
-        for _ in range(50):
-            try:
-                group.rmdir()
-                break
-            except OSError:  # what has just ended is counted for a moment
-                time.sleep(0.1)
 
     assert summary.action.what == "done"
     assert next((end["class"], end["rank"], end["exit_code"]) for end in toy.ends) == ("oom_host", 1, -9)
@@ -236,29 +234,18 @@ def test_an_error_that_stays_stops_the_run(toy: Toy):
     assert "fowrard" in summary.action.reason
 
 
-def test_an_error_of_ours_stops_at_once(toy: Toy):
-    """A start that would ignore checkpoints: the trainer's own code is the supervisor's."""
-    run.supervise(toy.plan())
-    summary = run.supervise(toy.plan())
-
-    assert (summary.action.what, summary.action.exit_code) == ("stop", 62)
-    assert [end["class"] for end in summary.ends] == ["not_empty"]
-    assert toy.said("holds checkpoints")
-
-
 def test_no_progress_goes_back_one_checkpoint_then_gives_up(toy: Toy):
-    """Three attempts come no further than the first: back one checkpoint; three more do not either: exit 60."""
+    """Two attempts come no further than the first: back one checkpoint; two more do not either: exit 60."""
     toy.breaks({"rank": 0, "at": 11, "do": "kill"})
 
-    summary = run.supervise(toy.plan())
+    summary = run.supervise(toy.plan(policy=TWICE))
 
     assert (summary.action.what, summary.action.exit_code) == ("stop", 60)
     decisions = [(e["what"], e["back"]) for e in toy.events if e["event"] == "decision"]
     assert decisions == [
-        ("restart", None), ("restart", None), ("restart", None), ("back", [0, 5]),
-        ("restart", None), ("restart", None), ("stop", None),
+        ("restart", None), ("restart", None), ("back", [0, 5]), ("restart", None), ("stop", None),
     ]  # fmt: skip
-    assert "0_5" in (toy.logs / "attempts").glob("000005-*").__next__().joinpath("worker_0.log").read_text()
+    assert "0_5" in (toy.logs / "attempts").glob("000004-*").__next__().joinpath("worker_0.log").read_text()
     latest = locate.latest(toy.save).checkpoint
     assert latest is not None
     assert latest.position == Position(0, 10)
@@ -266,12 +253,12 @@ def test_no_progress_goes_back_one_checkpoint_then_gives_up(toy: Toy):
 
 def test_going_back_helps(toy: Toy):
     """What broke at the newest checkpoint does not break when it is reached again from the one before."""
-    toy.breaks(*[{"attempt": n, "rank": 0, "at": 11, "do": "kill"} for n in (1, 2, 3, 4)])
+    toy.breaks(*[{"attempt": n, "rank": 0, "at": 11, "do": "kill"} for n in (1, 2, 3)])
 
-    summary = run.supervise(toy.plan())
+    summary = run.supervise(toy.plan(policy=TWICE))
 
     assert summary.action.what == "done"
-    assert [end["back"] for end in toy.ends] == [None, None, None, None, [0, 5]]
+    assert [end["back"] for end in toy.ends] == [None, None, None, [0, 5]]
     assert (toy.save / "result").read_text() == repr([float(STEPS)] * 4)
 
 
@@ -323,25 +310,27 @@ def test_sigterm_saves_and_leaves(toy: Toy):
 
 
 def test_a_supervisor_that_is_killed_takes_over(toy: Toy):
-    """Started again it watches the same attempt, and sees the rank that dies after that."""
-    first = Supervisor(toy, steps=80)
+    """Started again it watches the same attempt, sees the rank that dies after that, and starts the next one."""
+    first = Supervisor(toy, steps=1000)
     first.wait_for(beyond(toy, 7))
     first.process.kill()
     first.ends()
     pids = {rank: pulse_of(toy, rank)["pid"] for rank in (0, 1)}
-    second = Supervisor(toy, steps=80)
+    second = Supervisor(toy, steps=1000)
     second.wait_for(lambda: bool(toy.said("taking attempt 1 over")))
     assert pulse_of(toy, 0)["pid"] == pids[0]
     os.kill(pids[1], signal.SIGKILL)
+    second.wait_for(beyond(toy, 7, ordinal=2))
+    second.process.terminate()
 
-    assert second.ends() == 0
-    assert [(end["ordinal"], end["class"], end["rank"]) for end in toy.ends][:1] == [(1, "killed", 1)]
-    assert toy.ends[-1]["class"] == "done"
+    assert second.ends() == 50
+    ends = [(end["ordinal"], end["class"], end["rank"]) for end in toy.ends]
+    assert ends == [(1, "killed", 1), (2, "preempted", None)]
 
 
 def test_an_attempt_that_ended_while_nobody_watched(toy: Toy):
     """Its ranks' last words tell that it was done; it is not run again."""
-    first = Supervisor(toy, steps=60)
+    first = Supervisor(toy, steps=25)
     first.wait_for(beyond(toy, 7))
     first.process.kill()
     first.ends()
@@ -350,13 +339,13 @@ def test_an_attempt_that_ended_while_nobody_watched(toy: Toy):
         assert time.monotonic() < deadline
         time.sleep(0.1)
 
-    assert Supervisor(toy, steps=60).ends() == 0
+    assert Supervisor(toy, steps=25).ends() == 0
     assert [(end["ordinal"], end["class"]) for end in toy.ends] == [(1, "done")]
 
 
 def test_a_launcher_that_is_killed(toy: Toy):
     """Its ranks would go on without it: they are ended, and the run is started again."""
-    supervisor = Supervisor(toy, steps=80)
+    supervisor = Supervisor(toy, steps=30)
     supervisor.wait_for(beyond(toy, 7))
     os.kill(next(e["pid"] for e in toy.events if e["event"] == "start"), signal.SIGKILL)
 
@@ -553,16 +542,31 @@ def test_a_plain_command(toy: Toy, capsys: pytest.CaptureFixture[str]):
     assert [end["then"] for end in summary["attempts"]] == ["restart", "done"]
 
 
-def test_dry_run(toy: Toy, capsys: pytest.CaptureFixture[str]):
+@dataclass(frozen=True)
+class Recorded:
+    """A run that failed once and recovered, with what its supervisor said on the console."""
+
+    toy: Toy
+    console: str
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
+    toy = Toy(tmp_path_factory.mktemp("recorded") / "run")
+    toy.breaks({"attempt": 1, "rank": 0, "at": 7, "do": "typo"})
+    here = {"PYTHONPATH": f"{HERE.parent}:{HERE}", "DEVICE_TARGET": "CPU"}
+    supervisor = Supervisor(toy, "--job-id=job-7", **here)
+    assert supervisor.ends() == 0
+    return Recorded(toy, supervisor.output.read_text())
+
+
+def test_dry_run(recorded: Recorded, capsys: pytest.CaptureFixture[str]):
     """The decisions of a history, as people and as scripts read them; nothing is started."""
-    toy.breaks({"attempt": 1, "rank": 1, "at": 2, "do": "kill"})
-    run.supervise(toy.plan())
-    capsys.readouterr()
-    history = str(toy.logs / files.HISTORY)
+    history = str(recorded.toy.logs / files.HISTORY)
 
     assert cli.main(["run", "--dry-run", history]) == 0
     assert [line.split()[:3] for line in capsys.readouterr().out.splitlines()[1:]] == [
-        ["1", "killed", "restart"],
+        ["1", "code_error", "restart"],
         ["2", "done", "done"],
     ]
     assert cli.main(["run", "--json", "--dry-run", history]) == 0
@@ -575,13 +579,12 @@ GROK = (  # Logstash's own patterns, as far as this line needs them, for the one
 )
 
 
-def test_the_log_is_what_a_collector_expects(toy: Toy, capsys: pytest.CaptureFixture[str]):
-    """Every line on the console fits the pattern; every JSON line has all fields; an error has node and time."""
-    toy.breaks({"attempt": 1, "rank": 1, "at": 7, "do": "typo"})
-    run.supervise(toy.plan(job_id="job-7"))
-
-    lines = [line for line in capsys.readouterr().err.splitlines() if line]
-    assert lines
+def test_the_log_is_what_a_collector_expects(recorded: Recorded):
+    """Every line of its own on the console fits the pattern; every JSON line has all fields; an error has node and
+    time."""
+    toy = recorded.toy
+    lines = [line for line in recorded.console.splitlines() if re.match(r"\d{4}-", line)]
+    assert len(lines) == len(toy.log)
     for line in lines:
         match = re.fullmatch(GROK, line)
         assert match, line
@@ -593,13 +596,13 @@ def test_the_log_is_what_a_collector_expects(toy: Toy, capsys: pytest.CaptureFix
         assert {"time", "level", "module", "message", "node", "rank", "attempt", "job_id", "position"} <= entry.keys()
         assert entry["job_id"] == "job-7"
     failed = next(entry for entry in toy.log if " failed: " in entry["message"])
-    assert (failed["rank"], failed["attempt"]) == (1, 1)
+    assert (failed["rank"], failed["attempt"]) == (0, 1)
 
 
-def test_the_collectors_configurations(toy: Toy):
+def test_the_collectors_configurations(recorded: Recorded):
     """Filebeat reads files that are there after a run; Logstash has the pattern that the test above holds, and finds
     rank and attempt in a path."""
-    run.supervise(toy.plan())
+    toy = recorded.toy
     folder = HERE.parent / "launch/logging"
     inputs = yaml.safe_load((folder / "filebeat.yml").read_text())["filebeat.inputs"]
     logstash = (folder / "logstash.conf").read_text()
@@ -612,7 +615,7 @@ def test_the_collectors_configurations(toy: Toy):
     assert r"%{TIMESTAMP_ISO8601:timestamp} %{LOGLEVEL:level} \[%{DATA:module}\] %{GREEDYDATA:msg}" in logstash
     [path] = re.findall(r'"(attempts/.*?)"', logstash)
     logs = [re.search(path.replace("(?<", "(?P<"), str(log)) for log in (toy.logs / "attempts").glob("*/worker_*.log")]
-    assert sorted(match["rank"] for match in logs if match) == ["0", "1"]
+    assert sorted(match["rank"] for match in logs if match) == ["0", "0", "1", "1"]
 
 
 class Stage:
@@ -762,6 +765,17 @@ def test_watching_costs_next_to_nothing(toy: Toy):
 
     assert share < 0.01, f"{share:.4f} of a core"  # aimed at is 0.002, on a machine that does nothing else
     print(f"watching {sleepers} ranks took {share:.5f} of a core")
+
+
+def test_the_recorded_table_is_of_the_recorded_numbers():
+    """benchmarks/results/supervise.md, as `make supervise` writes it; and what it must show."""
+    recorded = HERE.parent / "benchmarks/results/supervise.json"
+    results = json.loads(recorded.read_text())
+
+    rows = [Row(**row) for row in results["rows"]]
+    assert recorded.with_suffix(".md").read_text() == report(results, rows)
+    assert len(rows) == 10
+    assert all(results["held"].values())
 
 
 def test_nothing_of_it_needs_mindspore_or_numpy(toy: Toy):

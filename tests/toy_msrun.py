@@ -36,7 +36,7 @@ def main(ranks: int, command: list[str]) -> int:
         if all(code == 0 for code in codes):
             tail.kill()
             tail.wait()
-            time.sleep(1)
+            time.sleep(0.2)
             return 0
         time.sleep(0.3)
 

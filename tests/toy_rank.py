@@ -26,8 +26,8 @@ from ms_resume.state import Arrays
 
 SAVE_EVERY = 5
 STEP_S = float(os.environ.get("TOY_STEP_S", "0.05"))
-START_S = 0.7
-"""A rank that builds nets takes longer: who watches has seen it by then."""
+START_S = 0.1
+"""A rank that builds nets takes longer."""
 
 
 def main(words: list[str]) -> int:
