@@ -121,11 +121,11 @@ class Nodes:
                 return None
             name = str(found["name"])
             if name != ready:
-                if any((self._at / name).glob("*.end")) or (self._at / name / "decision").exists():
+                if any(file == "decision" or file.endswith(".end") for file in self._listed(name)):
                     return None  # over before this node came
                 self._put(self._at / name / f"{self._plan.node}.ready", self._view(found))
                 ready = name
-            return found if (self._at / name / "go").exists() else None
+            return found if "go" in self._listed(name) else None
 
         found = self._wait(called, "for node 0 to call the next start")
         if found is None and self._asked():
@@ -141,18 +141,19 @@ class Nodes:
 
     def failed_elsewhere(self, name: str) -> str:
         """Which other node's part of this attempt is over and was not done; empty while all is well."""
+        listed = self._listed(name)
         for node in self._others:
-            end = files.document(self._at / name / f"{node}.end")
+            end = files.document(self._at / name / f"{node}.end") if f"{node}.end" in listed else None
             if end is not None and end["then"] not in ("done", "leave"):
-                return f"node {node} ({end['node']}): {end['class']}"
+                return f"node {node} ({end['host']}): {end['class']}"
         return "" if self._named() in (name, None) else "node 0 went on without this one"
 
     def asked(self, name: str, here: bool) -> bool:
         """Whether a supervisor was asked to end this attempt, `here` or on another node; here is told to the others."""
-        mine = self._at / name / f"{self._plan.node}.asked"
-        if here and not mine.exists():
-            self._put(mine, {})
-        return here or any((self._at / name / f"{node}.asked").exists() for node in self._others)
+        listed = self._listed(name)
+        if here and f"{self._plan.node}.asked" not in listed:
+            self._put(self._at / name / f"{self._plan.node}.asked", {})
+        return here or any(file.endswith(".asked") for file in listed)
 
     def ended(self, name: str, event: Mapping[str, Any]) -> None:
         """Tells the others how this node's part ended."""
@@ -237,7 +238,16 @@ class Nodes:
         found = files.document(self._at / "round")
         return None if found is None else str(found["name"])
 
+    def _listed(self, name: str) -> set[str]:
+        """The files of one start: one call however many nodes, and a network file system looks again for it."""
+        try:
+            return set(os.listdir(self._at / name))
+        except FileNotFoundError:
+            return set()
+
     def _all(self, name: str, kind: str) -> dict[int, dict[str, Any]] | None:
+        if not {f"{node}.{kind}" for node in self._others} <= self._listed(name):
+            return None
         found = {node: files.document(self._at / name / f"{node}.{kind}") for node in self._others}
         there = {node: document for node, document in found.items() if document is not None}
         return there if len(there) == len(self._others) else None
