@@ -100,13 +100,15 @@ class Settings:
             raise UsageError(f"save format {self.save_format!r} is not known", hint="use 'safetensors' or 'ckpt'")
 
 
-def from_environment(environ: Mapping[str, str] = os.environ, **overrides: Any) -> Settings:
-    """Settings from the environment, `overrides` above them.
+def from_environment(
+    environ: Mapping[str, str] = os.environ, *, defaults: Mapping[str, Any] | None = None, **overrides: Any
+) -> Settings:
+    """Settings from the environment, `overrides` above them; `defaults` in the place of the fields' own.
 
     Raises:
         UsageError: A value does not parse, or a variable that begins with `MS_RESUME_` is not known.
     """
-    values: dict[str, Any] = {}
+    values: dict[str, Any] = dict(defaults or {})
     known = [PREFIX + field.name.upper() for field in fields(Settings)]
     for name in environ:
         if name.startswith(PREFIX) and name not in known:

@@ -61,3 +61,12 @@ def test_every_knob_has_a_default_and_is_frozen() -> None:
     assert all(type(field.default) in (bool, int, float, str) for field in fields(Settings))
     with pytest.raises(FrozenInstanceError):
         Settings().keep_last = 1  # type: ignore[misc]
+
+
+def test_defaults_of_the_caller() -> None:
+    """In the place of a field's own: below the environment, which is below what is said outright."""
+    defaults = {"keep_last": -1}
+
+    assert from_environment({}, defaults=defaults).keep_last == -1
+    assert from_environment({"MS_RESUME_KEEP_LAST": "7"}, defaults=defaults).keep_last == 7
+    assert from_environment({"MS_RESUME_KEEP_LAST": "7"}, defaults=defaults, keep_last=3).keep_last == 3
