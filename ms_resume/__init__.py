@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ms_resume.resume.components.randomness import Randomness
     from ms_resume.resume.components.rates import LearningRates
     from ms_resume.resume.schedule import Schedule
+    from ms_resume.resume.start_mode import StartMode
     from ms_resume.settings import Settings
     from ms_resume.state import Component
 
@@ -38,6 +39,7 @@ _HOMES = {
     "Randomness": "ms_resume.resume.components.randomness",
     "Schedule": "ms_resume.resume.schedule",
     "Settings": "ms_resume.settings",
+    "StartMode": "ms_resume.resume.start_mode",
 }
 
 __all__ = [
@@ -54,6 +56,7 @@ __all__ = [
     "Randomness",
     "Schedule",
     "Settings",
+    "StartMode",
     "__version__",
 ]
 

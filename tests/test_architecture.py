@@ -60,6 +60,7 @@ PUBLIC = [
     "Randomness",
     "Schedule",
     "Settings",
+    "StartMode",
     "__version__",
 ]
 

@@ -218,7 +218,8 @@ def _parses(words: list[str]) -> bool:
 @cache
 def known_flags() -> frozenset[str]:
     main = TOP / "examples/grpo_arithmetic/main.py"
-    sources = [main, TOP / "ms_resume/strategies.py", *(TOP / "ms_resume/cli").glob("*.py")]
+    flags = TOP / "ms_resume/resume/start_mode.py"
+    sources = [main, flags, TOP / "ms_resume/strategies.py", *(TOP / "ms_resume/cli").glob("*.py")]
     literal = {flag for path in sources for flag in re.findall(r'"(--[a-z][\w-]+)"', path.read_text())}
     literal |= set(re.findall(r"--[a-z][\w-]+(?=[ |)])", text_of("launch/scheduled_train.sh")))
     listed = re.search(r"WITHOUT_MEANING = \((.*?)\)", main.read_text(), re.DOTALL)
