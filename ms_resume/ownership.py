@@ -36,13 +36,21 @@ def now() -> str:
 
 
 def open_attempt(
-    surveyed: Survey, origin: Origin | None, world_size: int, *, after: int, label: str = "", attempt: str = ""
+    surveyed: Survey,
+    origin: Origin | None,
+    world_size: int,
+    *,
+    after: int,
+    label: str = "",
+    attempt: str = "",
+    weights: str = "",
 ) -> Attempt:
     """Takes the directory over with a new record, durably. One rank of the job calls it, or one of each disk.
 
     Args:
         after: The newest ordinal when the directory was found free, before anything was chosen or loaded.
         attempt: The name that the first disk's record has.
+        weights: The iteration model that the weights came from.
 
     Raises:
         DirectoryInUse: Another job opened an attempt since then.
@@ -53,6 +61,7 @@ def open_attempt(
         world_size=world_size,
         created_at=now(),
         label=label,
+        weights=weights,
         dead_stock=tuple(passed_stock(surveyed, origin)),
         **_identity(),
     )

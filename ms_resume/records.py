@@ -121,6 +121,9 @@ class Attempt:
     pid_namespace: str = ""
     created_at: str = ""
     label: str = ""
+    weights: str = ""
+    """The iteration model that this start took its weights from, `iter_N`."""
+
     dead_stock: tuple[DeadStock, ...] = ()
 
     @property

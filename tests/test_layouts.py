@@ -380,8 +380,6 @@ FOREIGN: list[tuple[str, list[str]]] = [
     ("huggingface-trainer checkpoints", ["checkpoint-500/trainer_state.json"]),
     ("a Hugging Face Trainer checkpoint", ["trainer_state.json", "model.safetensors"]),
     ("numbered checkpoints", ["log/model_00500.pt"]),
-    ("iterations checkpoints", ["iter_2/config.json"]),
-    ("iterations checkpoints", ["base_model/model.safetensors"]),
     ("a Hugging Face model", ["config.json", "model-00001-of-00002.safetensors"]),
     ("mindrlhf-0.4.0 checkpoints", ["train/rank_0/policy_model_epoch_10.ckpt"]),
     ("only the optimizer directory of a save directory", ["rank_0/optimizer_rank_0-0_5.safetensors"]),
@@ -408,9 +406,15 @@ def test_other_layouts_are_called_by_their_name(layout: str, files: list[str], t
     assert seen.advice
 
 
-@pytest.mark.parametrize("build", [lambda save: save.mkdir(), stock_trees.f1, stock_trees.f6b])
+def _iterations(save: Path) -> None:
+    for name in ("iter_2", "base_model"):
+        (save / name).mkdir(parents=True)
+        (save / name / "model.safetensors").touch()
+
+
+@pytest.mark.parametrize("build", [lambda save: save.mkdir(), stock_trees.f1, stock_trees.f6b, _iterations])
 def test_a_save_directory_is_no_other_layout(build: Callable[[Path], None], tmp_path: Path) -> None:
-    """Empty, healthy, or broken."""
+    """Empty, healthy, broken, or with nothing but iteration models, beside which a run saves."""
     build(tmp_path / "save")
 
     assert layouts.stranger(tmp_path / "save") is None

@@ -164,8 +164,9 @@ def find(save: Path, *, ref_dir: Path | None = None, layout: str | None = None, 
 
 
 def stranger(directory: Path) -> Foreign | None:
-    """What `directory` holds that no resume takes, by names alone; None where nothing is known."""
-    for layout in FOREIGN:
+    """What `directory` holds that no resume takes, by names alone; None where nothing is known. Iteration models are
+    nobody's checkpoints: a run saves beside them, and starts from one where it is asked to."""
+    for layout in FOREIGN[: FOREIGN.index(iterations)]:
         if (found := _evidence(layout, directory)) is not None:
             return Foreign(f"{layout.NAME} checkpoints", found.relative_to(directory), _NOT_RESUMED)
     return foreign.recognise(directory)

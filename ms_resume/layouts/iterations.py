@@ -18,7 +18,7 @@ from pathlib import Path
 from ms_resume.errors import Damaged
 from ms_resume.layouts import pretrained, ranked
 from ms_resume.ondisk import names, reading
-from ms_resume.records import Checkpoint, Position, Rejection
+from ms_resume.records import Position, Rejection
 
 NAME = "iterations"
 BASE = "base_model"
@@ -44,7 +44,7 @@ class Iterations:
         except (Damaged, OSError):
             return {}
 
-    def judge(self, position: Position) -> Checkpoint | Rejection:
+    def judge(self, position: Position) -> Rejection:
         directory = self.directories[position]
         try:
             weights = _weights(directory)

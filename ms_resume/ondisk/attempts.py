@@ -16,7 +16,7 @@ from ms_resume.errors import Damaged
 from ms_resume.ondisk import names, reading, seal
 from ms_resume.records import Attempt, DeadStock, Origin, Position
 
-_WORDS = ("host", "boot_id", "pid_namespace", "created_at", "label")
+_WORDS = ("host", "boot_id", "pid_namespace", "created_at", "label", "weights")
 
 
 @dataclass(frozen=True, slots=True)
