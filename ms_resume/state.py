@@ -58,7 +58,10 @@ class Tensors(Protocol):
 
 @runtime_checkable
 class Component(Protocol):
-    """A named piece of state beside the tensors: a random source, a cursor, a scale, counters."""
+    """A named piece of state beside the tensors: a random source, a cursor, a scale, counters.
+
+    One that has `of_rank` set is each rank's own: a job with another number of ranks leaves it as the trainer built it.
+    """
 
     name: str
 

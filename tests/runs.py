@@ -118,6 +118,8 @@ class TinyRank:
     start: ms_resume.Position | None = None
     positions: list[tuple[int, int]] = field(default_factory=list)
     said: list[str] = field(default_factory=list)
+    samples: dict[tuple[int, int], list[int]] = field(default_factory=dict)
+    """Of all ranks, by step, where a test counts them."""
 
     def __post_init__(self) -> None:
         weights = np.full((3, 4), float(self.rank), np.float32)

@@ -733,7 +733,9 @@ def test_a_target_that_holds_other_checkpoints(tmp_path: Path) -> None:
 # Stock
 
 
-def stock_job(save: Path, act: Callable[[ms_resume.Checkpointer, dict[str, Any]], Any], **start: Any) -> Any:
+def stock_job(
+    save: Path, act: Callable[[ms_resume.Checkpointer, dict[str, Any]], Any], world_size: int = 2, **start: Any
+) -> Any:
     """A job whose nets are those of the stock trees; `act` runs on every rank after the start."""
     zeros: dict[str, np.ndarray[Any, Any]] = {
         "model.w": np.zeros((2, 3), np.float32),
@@ -765,7 +767,7 @@ def stock_job(save: Path, act: Callable[[ms_resume.Checkpointer, dict[str, Any]]
             act(checkpointer, seen)
         return seen
 
-    return run_ranks(2, rank_main).ok()
+    return run_ranks(world_size, rank_main).ok()
 
 
 def _no_more(checkpointer: ms_resume.Checkpointer, seen: dict[str, Any]) -> None:

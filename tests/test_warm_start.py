@@ -346,6 +346,7 @@ def test_a_resume_with_another_rate(tmp_path: Path, override: str | None, rate: 
         assert isinstance(error, LayoutMismatch)
         assert "learning_rate was 0.001, is 0.0005; nothing was loaded" in str(error)
         assert "override={'learning_rate': 'config'}" in error.hint
+        assert error.hint.endswith("--override learning_rate=config")
         assert len(attempts.read_all(save)) == 1
         return
     for me in outcome.ok():

@@ -119,7 +119,8 @@ def decide(
     if undecided:
         raise LayoutMismatch(
             "the checkpoint and this configuration differ: " + "; ".join(map(str, undecided)) + "; nothing was loaded",
-            hint=f"say which counts: override={_suggested(undecided)} (or 'checkpoint'), or set it as it was",
+            hint=f"say which counts: override={_suggested(undecided)} (or 'checkpoint'), or set it as it was; "
+            "as flags: " + " ".join(f"--override {one.key}=config" for one in undecided),
             differences=[[one.key, one.saved, one.now] for one in undecided],
         )
     check_placeable(listed, chosen)

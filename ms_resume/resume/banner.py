@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,12 @@ class Story:
     notes: Sequence[str] = ()
     warnings: Sequence[str] = ()
     fresh_allowed: bool = False
+    asked: Sequence[str] = ()
+    """The flags that chose this start, as they were given; `strategy` is what they led to where there was a choice
+    between an iteration model and a checkpoint."""
+
+    strategy: Sequence[str] = ()
+
     weights: str = ""
     """Where weights came from, if not from `source`; `placed` are the lines that say what was taken."""
 
@@ -43,6 +50,9 @@ def text(story: Story) -> str:
 
 def _lines(story: Story) -> list[str]:
     lines = [_headline(story), f"  attempt {story.attempt} writes to {story.save}"]
+    if story.asked:
+        lines.append(f"  asked for: {' '.join(story.asked)}")
+    lines += [f"  {line}" for line in story.strategy]
     lines += [f"  passed over {r.position}: {r.kind}: {r.reason}" for r in story.rejected]
     if story.restored:
         rate = f" ({story.bytes / 2**20:.1f} MiB in {story.seconds:.2f} s)" if story.bytes else ""
@@ -52,6 +62,10 @@ def _lines(story: Story) -> list[str]:
         lines.append(f"  starts anew, the checkpoint has nothing for it: {', '.join(story.anew)}")
     if story.unsaved:
         lines.append(f"  starts anew at each resume, no component saves it: {'; '.join(story.unsaved)}")
+    if left := [r for r in story.rejected if r.kind == "left behind" and story.source == story.save]:
+        position = left[0].position
+        back = f"`ms-resume restore {shlex.quote(str(story.save))} {position}`"
+        lines.append(f"  note: {back} brings back what is left behind")
     lines += [f"  note: {note}" for note in story.notes]
     lines += [f"  warning: {warning}" for warning in story.warnings]
     return lines

@@ -27,11 +27,13 @@ from ms_resume.load.match import Gaps
 from ms_resume.load.source import NameMap
 from ms_resume.ownership import Heartbeat
 from ms_resume.records import Position, Writer
-from ms_resume.resume import agree, banner, disks, fingerprint, session, unsaved, warm_start
+from ms_resume.resume import agree, banner, disks, fingerprint, session, unsaved, warm_start, ways
+from ms_resume.resume.iteration import Model
 from ms_resume.resume.rollouts import Rollouts
 from ms_resume.resume.saver import Saver
 from ms_resume.resume.schedule import LEAVE, Schedule, Wishes
 from ms_resume.resume.session import Job, Loaded, Request
+from ms_resume.resume.start_mode import StartMode
 from ms_resume.resume.warm_start import Plan, Warmed
 from ms_resume.settings import Settings, from_environment
 from ms_resume.state import Component
@@ -102,18 +104,24 @@ class Checkpointer:
         self._wishes = Wishes(self._job.save, self._job.group.rank, schedule or Schedule())
         self._pulse = pulse.of(self._job.settings.watch_dir, ranks.rank, self._job.settings.label)
         self._left = False
+        self._mode: StartMode | None = None
+        self._model: Model | None = None
         self.position = Position(0, 0)
+        self.loaded: frozenset[str] = frozenset()
+        """The roles that the start has given their values: of policy and ref the others get the base model's now."""
 
     def start(
         self,
         *,
         resume: bool,
         position: Position | None = None,
+        global_step: int | None = None,
         source: str | Path | None = None,
         ref_dir: str | Path | None = None,
         allow_fresh_start: bool = False,
         take_over: bool = False,
         allow_missing: Sequence[str] = (),
+        allow_world_size: str = "",
         override: Mapping[str, str] | None = None,
         weights_from: str | Path | None = None,
         name_map: NameMap | None = None,
@@ -125,11 +133,14 @@ class Checkpointer:
         Args:
             resume: Go on from the newest whole checkpoint; without one, start fresh only if nothing was ever whole.
             position: Go on from exactly this one, which must be whole; newer ones are left behind, abandoned.
+            global_step: The same, by the global step that the votes say.
             source: The save directory to resume from, when it is not the one that is written to. It may be read-only.
             ref_dir: Where a stock job keeps its reference, if not in `<source>/ref`.
             allow_fresh_start: Begin anew in a directory that holds checkpoints; they stay, abandoned.
             take_over: Start although another job seems to own the directory; that one stops at its next save.
             allow_missing: Components that may start anew when the checkpoint has nothing for them.
+            allow_world_size: `data_parallel` where another number of ranks saved, which were replicas. Weights and
+                moments are theirs, components go on with what they had in common, random state starts anew.
             override: What counts, `checkpoint` or `config`, where both say something of the optimizer and not the
                 same, by key: `{"learning_rate": "config"}`. A key without a difference is no error: after the next
                 save there is none.
@@ -149,10 +160,12 @@ class Checkpointer:
             resume=resume,
             source=from_dir,
             position=position,
+            global_step=global_step,
             ref_dir=Path(ref_dir) if ref_dir else None,
             allow_fresh_start=allow_fresh_start,
             take_over=take_over,
             allow_missing=frozenset(allow_missing),
+            allow_world_size=allow_world_size,
             override=dict(override or {}),
             name_map=name_map if weights_from is None else None,
             weights="" if weights_from is None else session.INSTEAD,
@@ -227,12 +240,57 @@ class Checkpointer:
         )
         return self._begin(request, plan)
 
+    def start_as(
+        self,
+        mode: StartMode,
+        *,
+        source: str | Path | None = None,
+        ref_dir: str | Path | None = None,
+        ref: bool = False,
+        allow_missing: Sequence[str] = (),
+    ) -> Position:
+        """Starts as the flags say that were given, instead of `start` and `warm_start`. Called as those are.
+
+        What the trainer's base model is to be loaded into afterwards is what is not in `loaded`.
+
+        Args:
+            source, ref_dir, allow_missing: As in `start`; `mode.checkpoint` goes before `source`.
+            ref: As in `warm_start`.
+
+        Raises:
+            MsResumeError: As `start` and `warm_start` do.
+        """
+        self._mode = mode
+        at, ref_at = (Path(path) if path else None for path in (source, ref_dir))
+        way = ways.find(self._job, mode, at, ref_at)
+        self._model = way.model
+        shared: dict[str, Any] = {
+            "allow_fresh_start": mode.allow_fresh_start,
+            "take_over": mode.take_over,
+            "allow_world_size": mode.allow_world_size,
+            "override": mode.override,
+            "name_map": way.name_map,
+        }
+        if way.weights and way.is_new:
+            ref = ref and mode.pretrained is not None
+            return self.warm_start(way.weights, ref=ref, resume=mode.restarted, **shared)
+        return self.start(
+            resume=mode.resume,
+            position=way.position,
+            global_step=way.global_step,
+            source=way.source,
+            ref_dir=ref_dir,
+            allow_missing=allow_missing,
+            weights_from=way.weights,
+            **shared,
+        )
+
     def _begin(self, request: Request, plan: Plan | None) -> Position:
         if self._writer is not None:
             raise UsageError("the Checkpointer was started already", hint="make a new one for another start")
         self._pulse.beat("start")
         if request.resume and request.position is None and self._job.settings.resume_at:
-            request = replace(request, position=Position.parse(self._job.settings.resume_at))
+            request = replace(request, position=Position.parse(self._job.settings.resume_at), global_step=None)
         if self._job.settings.storage == "local":
             self._job = replace(self._job, disk=disks.find(self._job.group, self._job.save))
         after = session.prepare(self._job, request)
@@ -241,7 +299,11 @@ class Checkpointer:
         is_new = loaded.choice.position is None
         if plan and is_new and ready is None:
             ready = warm_start.ready(self._job, plan)
+        if ready and ways.is_taken(self._job, self._model, loaded):
+            ready = None
         placed = warm_start.place(self._job, ready, is_new=is_new) if ready else None
+        if self._model and placed:
+            loaded = replace(loaded, weights=self._model.name)
         saver, _ = agree.together(self._job.group, lambda: Saver(self._job, self._say))
         self._writer, self._heartbeat = session.open_attempt(self._job, loaded, after)
         saver.ready(self._writer, session.previous_vote(self._job, loaded))
@@ -250,16 +312,19 @@ class Checkpointer:
         self._pulse.beat("started", self.position)
         return self.position
 
-    def steps(self, epochs: int, *, save_every: int, behind: bool = False) -> Iterator[tuple[int, int]]:
+    def steps(self, epochs: int, *, save_every: int = 0, behind: bool = False) -> Iterator[tuple[int, int]]:
         """The (epoch, step) pairs that are left, saving before each step that `save_every` divides, and at the end.
 
         Args:
+            save_every: Steps of an epoch; when left out, the global steps of `--checkpoint_interval` (`start_as`).
             behind: Saves run behind the step's rollout; the trainer calls `fence` before it writes parameters.
         """
         first = self.position
+        if first.epoch >= epochs:
+            self._tell(f"ms_resume: nothing left: the run of {epochs} epochs ended at {first}")
         for epoch in range(first.epoch, epochs):
             for step in range(first.step if epoch == first.epoch else 0, self._job.steps_per_epoch):
-                if step % save_every == 0:
+                if step % save_every == 0 if save_every else self._interval_reason(epoch, step):
                     (self.begin if behind else self.save)(epoch, step)
                 self.phase("step", epoch, step)
                 yield epoch, step
@@ -366,7 +431,13 @@ class Checkpointer:
             wishes: The sum of all ranks' `wish`.
         """
         self.phase("step", epoch, step)
-        return self._wishes.schedule.reason(epoch, step, wishes=wishes)
+        return self._wishes.schedule.reason(epoch, step, wishes=wishes) or self._interval_reason(epoch, step)
+
+    def _interval_reason(self, epoch: int, step: int) -> str:
+        if self._mode is None:
+            return ""
+        done, scheduled = epoch * self._job.steps_per_epoch + step, self._wishes.schedule != Schedule()
+        return self._mode.saves_after(done, scheduled=scheduled)
 
     def fence(self) -> None:
         """Returns when what is being saved is copied: parameters may change again. At once when nothing is.
@@ -419,9 +490,13 @@ class Checkpointer:
     def _take(self, loaded: Loaded, request: Request, writer: Writer, saver: Saver, placed: Warmed | None) -> None:
         self.position = loaded.position
         self._origin = loaded.position if loaded.choice.position else None
-        if loaded.choice.save == self._job.save:
+        self.loaded = frozenset(self._job.roles if loaded.choice.position else placed.roles if placed else ())
+        if loaded.choice.save == self._job.save and loaded.stands:
             self._standing = loaded.position
-        self._tell(banner.text(_story(self._job, request, writer, loaded, placed)))
+        story = _story(self._job, request, writer, loaded, placed)
+        strategy = ways.strategy(self._job, self._model, loaded, writer)
+        asked = self._mode.said if self._mode else ()
+        self._tell(banner.text(replace(story, asked=asked, strategy=strategy)))
         saver.meet()
         saver.tidy()  # a disk that is full at the start gets room here: a save comes before its retention
 

@@ -5,6 +5,9 @@ Nothing is loaded and nothing is written here.
 
 from __future__ import annotations
 
+import itertools
+import os
+import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +19,7 @@ from ms_resume import layouts, locate, verify
 from ms_resume.errors import Disagreement, NothingToResume, UsageError
 from ms_resume.framework.group import Group
 from ms_resume.layouts import mindrlhf, survey
+from ms_resume.layouts.survey import Survey
 from ms_resume.ondisk import mounts, names, payload, reading, votes
 from ms_resume.records import Checkpoint, Located, Position, Rejection, Vote, in_ranges
 from ms_resume.resume import agree, disks
@@ -67,6 +71,88 @@ def choose_at(save: Path, position: Position, ref_dir: Path | None, steps_per_ep
     located = locate.at(save, position, ref_dir=ref_dir, steps_per_epoch=steps_per_epoch, check=verify.headers)
     assert located.checkpoint is not None  # `at` raises where there is none
     return _choice(located, located.checkpoint)
+
+
+def given(path: Path) -> tuple[Path, Position | None]:
+    """The save directory that a path leads to which a person gave, and the position, where it names one.
+
+    Raises:
+        UsageError: It leads nowhere, or to nothing that a resume takes.
+    """
+    try:
+        real = path.resolve(strict=True)
+    except (OSError, RuntimeError):
+        what = f"a link to {os.readlink(path)}, which does not exist" if path.is_symlink() else "does not exist"
+        raise UsageError(f"--checkpoint_path {path}: {what}; expected {_ACCEPTED}", hint="check the path") from None
+    if not real.is_dir():
+        name, role = names.parse_payload(real.name), real.parent.parent.name
+        if name is None or real.parent.name != f"rank_{name.rank}" or role not in _OF_POSITION:
+            raise _not_taken(path, "a file that is no checkpoint of MindRLHF's or ours")
+        return real.parent.parent.parent, name.position
+    if real.parent.name == names.commits(Path()).name and (position := names.parse_vote_dir(real.name)):
+        return real.parent.parent, position
+    save = real.parent if real.name in _OF_POSITION and not survey.take(real).positions else real
+    if not survey.take(save).positions:
+        other = layouts.stranger(save)
+        raise _not_taken(path, f"holds {other.layout if other else 'no checkpoint'}")
+    return save, None
+
+
+_ACCEPTED = "a save directory, <save>/commits/E_S, <save>/train, or a file of a position"
+_OF_POSITION = {names.DIRECTORIES[role] for role in ("policy", "optimizer", "state")}
+"""Not `ref`: its file may be of an older position than those that name it."""
+
+
+def _not_taken(path: Path, what: str) -> UsageError:
+    return UsageError(
+        f"--checkpoint_path {path}: {what}; expected {_ACCEPTED}",
+        hint=f"`ms-resume ls` shows what is there; --pretrained_checkpoint {shlex.quote(str(path))} begins a new run "
+        "from weights alone",
+    )
+
+
+def at_global_step(save: Path, wanted: int, ref_dir: Path | None, steps_per_epoch: int) -> Position:
+    """The position whose votes say that it is that of a global step; a stock one's is counted.
+
+    Of several the live one counts, else the newest: then the error for it says why it cannot be had.
+
+    Raises:
+        NothingToResume: There is none; the nearest whole ones are named.
+    """
+    _check_exists(save)
+    surveyed = survey.take(save, ref_dir, steps_per_epoch)
+    steps = {position: _global_step(surveyed, position, steps_per_epoch) for position in surveyed.positions}
+    here = [position for position, step in steps.items() if step == wanted]
+    whole = [position for position in here if isinstance(layouts.judge(surveyed, position), Checkpoint)]
+    if here:
+        return (whole or here)[0]
+    raise _no_step(surveyed, wanted, steps)
+
+
+_NEAREST = 2
+
+
+def _no_step(surveyed: Survey, wanted: int, steps: Mapping[Position, int]) -> NothingToResume:
+    below = sorted((position for position, step in steps.items() if step < wanted), key=steps.__getitem__, reverse=True)
+    above = sorted((position for position, step in steps.items() if step > wanted), key=steps.__getitem__)
+    near: list[Position] = []
+    for side in (below, above):
+        whole = (position for position in side if isinstance(layouts.judge(surveyed, position), Checkpoint))
+        near += itertools.islice(whole, _NEAREST)
+    said = ", ".join(f"{steps[position]} ({position})" for position in sorted(near, key=steps.__getitem__))
+    return NothingToResume(
+        f"{surveyed.save}: no checkpoint of global step {wanted}, {f'the nearest are {said}' if said else 'nor any'}",
+        hint="give one of those to --resume_from, or auto for the newest" if said else "look with `ms-resume ls`",
+        nearest=[steps[position] for position in near],
+    )
+
+
+def _global_step(surveyed: Survey, position: Position, steps_per_epoch: int) -> int:
+    found, _ = votes.read_all(names.vote_dir(surveyed.save, position), limit=1)
+    counted = position.epoch * steps_per_epoch + position.step
+    if position.normal(steps_per_epoch) != position:
+        counted -= steps_per_epoch  # stock code's final form names the end of the epoch before
+    return next((vote.global_step for vote in found.values()), counted)
 
 
 def _check_exists(save: Path) -> None:
@@ -208,15 +294,21 @@ def from_json(data: dict[str, Any]) -> Choice:
 
 
 def confirm(group: Group, choice: Choice, timeout_s: float) -> Mine:
-    """Every rank opens its own vote; all of them must be the votes that rank 0 judged.
+    """Every rank opens its own vote, or that of the replica whose place it takes where another number of ranks saved;
+    all of them must be the votes that rank 0 judged.
 
     Raises:
         Disagreement: They are not, or a rank cannot see its files. Nothing was loaded.
     """
     assert choice.position is not None  # there is something to confirm
     wait_s = visibility_s(choice.save, timeout_s)
-    mine, told = agree.together(group, lambda: _open_mine(choice, group.rank, wait_s), lambda pair: pair[1])
-    digests = [digest for digest, _ in told]
+    owner = group.rank % choice.world_size
+    mine, told = agree.together(group, lambda: _open_mine(choice, owner, wait_s), lambda pair: pair[1])
+    if choice.votes_digest and choice.world_size > group.world_size:  # nobody's vote is left out
+        rest = range(group.world_size, choice.world_size)
+        others, _ = agree.together(group, lambda: [_vote_digest(choice, rank, wait_s) for rank in rest])
+        told = [*told, *([digest, choice.attempt] for digest in others)]
+    digests = [digest for digest, _ in told[: choice.world_size]]
     if choice.votes_digest and (seen := _combined(digests)) != choice.votes_digest:
         raise Disagreement(
             f"{choice.save}: the ranks do not see the votes of {choice.position} that rank 0 judged: those are of "
@@ -291,6 +383,12 @@ def _open_mine(choice: Choice, rank: int, wait_s: float) -> tuple[Mine, tuple[st
     for file in files.values():
         wait_for(file, file.stat, wait_s)
     return Mine(files, vote), (payload.digest_of(content), vote.attempt)
+
+
+def _vote_digest(choice: Choice, rank: int, wait_s: float) -> str:
+    assert choice.position is not None
+    path = names.vote(choice.save, choice.position, rank)
+    return payload.digest_of(wait_for(path, partial(reading.content, path), wait_s))
 
 
 def _of_rank(path: Path, rank: int) -> Path:

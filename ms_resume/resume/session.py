@@ -33,7 +33,7 @@ from ms_resume.ondisk import atomic, attempts, names
 from ms_resume.ownership import Heartbeat
 from ms_resume.progress import Progress
 from ms_resume.records import Attempt, Origin, Position, Rejection, Vote, Writer
-from ms_resume.resume import agree, choice, decisions, restore
+from ms_resume.resume import agree, choice, decisions, resplit, restore
 from ms_resume.resume.choice import Choice, Mine
 from ms_resume.resume.disks import Disk
 from ms_resume.settings import Settings
@@ -64,11 +64,13 @@ class Request:
     resume: bool
     source: Path
     position: Position | None = None
+    global_step: int | None = None
     ref_dir: Path | None = None
     allow_fresh_start: bool = False
     take_over: bool = False
     allow_missing: frozenset[str] = frozenset()
     override: Mapping[str, str] = field(default_factory=dict)
+    allow_world_size: str = ""
     name_map: NameMap | None = None
     weights: str = ""
     """What weights from elsewhere are for: `FRESH`, a start without a checkpoint, or `INSTEAD` of a checkpoint's."""
@@ -86,6 +88,14 @@ class Loaded:
     warnings: tuple[str, ...] = ()
     bytes: int = 0
     seconds: float = 0.0
+    is_own: bool = True
+    """Whether these files are this rank's own, and not those of a replica that it took the place of."""
+
+    weights: str = ""
+    """The iteration model that the weights were taken from instead."""
+
+    stands: bool = True
+    """Whether the checkpoint lies where a save of `position` would."""
 
 
 def prepare(job: Job, request: Request) -> int:
@@ -121,6 +131,8 @@ def load_newest(job: Job, request: Request) -> Loaded:
     """
     if not request.resume or (request.weights == FRESH and not _is_there(job, request)):
         return _fresh(job, Choice(request.source, None))
+    if request.global_step is not None and request.position is None:
+        request = replace(request, position=_at_global_step(job, request, request.global_step))
     excluded: list[Rejection] = []
     while True:
         chosen = _choose(job, request, excluded)
@@ -137,9 +149,17 @@ def load_newest(job: Job, request: Request) -> Loaded:
             if len(excluded) > job.settings.max_rollback:
                 error.hint = (
                     f"{len(excluded)} checkpoints turned out damaged while they were loaded, which is more than "
-                    f"max_rollback: look with `ms-resume verify --all --deep`, or set MS_RESUME_MAX_ROLLBACK"
+                    f"max_rollback: look with `ms-resume verify --all --deep`, or allow more with --max_rollback "
+                    f"(MS_RESUME_MAX_ROLLBACK)"
                 )
                 raise
+
+
+def _at_global_step(job: Job, request: Request, wanted: int) -> Position:
+    def look() -> list[int]:
+        return choice.at_global_step(request.source, wanted, request.ref_dir, job.steps_per_epoch).to_json()
+
+    return Position(*agree.from_first(job.group, look))
 
 
 def _is_there(job: Job, request: Request) -> bool:
@@ -172,7 +192,7 @@ def open_attempt(job: Job, loaded: Loaded, after: int) -> tuple[Writer, Heartbea
 
 
 def _take_over(job: Job, loaded: Loaded, after: int, beating: list[Heartbeat]) -> Writer:
-    document = agree.from_first(job.group, lambda: _open_record(job, _origin(job, loaded), after, beating))
+    document = agree.from_first(job.group, lambda: _open_record(job, loaded, after, beating))
     attempt = attempts.decode(document)
     writer = Writer(job.save, attempt, job.group.rank, job.group.world_size, job.disk.leader)
     opened = [attempt] if job.group.rank == 0 else []
@@ -193,23 +213,30 @@ def _take_over(job: Job, loaded: Loaded, after: int, beating: list[Heartbeat]) -
 
 def previous_vote(job: Job, loaded: Loaded) -> Vote | None:
     """This rank's vote in the checkpoint it started from, when that lies in the save directory."""
-    same = loaded.mine is not None and loaded.choice.save == job.save
-    return loaded.mine.vote if same and loaded.mine else None
+    vote = loaded.mine.vote if loaded.mine is not None and loaded.choice.save == job.save else None
+    return vote if vote and vote.rank == job.group.rank else None
 
 
 def _asked(job: Job, request: Request) -> dict[str, Any]:
     """What decides the order of the exchanges below, and what a position means: ranks that differ would mix both up."""
-    if request.position is not None and not request.resume:
-        raise UsageError(
-            f"start at position {request.position} without resume: a fresh start has no position to go on from",
-            hint="start(resume=True, position=...), or leave the position out",
-        )
+    asked = {"position": request.position, "global step": request.global_step}
+    for what, value in asked.items():
+        if value is not None and not request.resume:
+            raise UsageError(
+                f"start at {what} {value} without resume: a fresh start has no position to go on from",
+                hint=f"start(resume=True, {what.replace(' ', '_')}=...), or leave it out",
+            )
+    if None not in asked.values():
+        raise UsageError(f"position {request.position} and global step {request.global_step}", hint="give one of them")
+    resplit.check_word(request.allow_world_size)
     if request.weights == INSTEAD and not request.resume:
         raise UsageError("weights_from without resume: nothing else is loaded", hint="that is warm_start(PATH)")
     overrides.check(request.override)
     return {
         "resume (--resume_training)": request.resume,
         "position": str(request.position) if request.position else None,
+        "global step": request.global_step,
+        "allow_world_size": request.allow_world_size,
         "allow_fresh_start": request.allow_fresh_start,
         "take_over": request.take_over,
         "allow_missing": sorted(request.allow_missing),
@@ -300,8 +327,10 @@ def _undisturbed(save: Path, look: Callable[[], dict[str, Any]]) -> dict[str, An
 
 def _load(job: Job, request: Request, chosen: Choice) -> Loaded:
     began = time.monotonic()
-    _check_world_size(chosen, job.group.world_size)
+    is_other = resplit.check(chosen, job.group.world_size, request.allow_world_size, is_shared=job.disk.is_shared)
     mine = choice.confirm(job.group, chosen, job.settings.visibility_timeout_s)
+    if is_other:
+        agree.from_first(job.group, lambda: resplit.check_replicas(chosen))
     sources, _ = agree.together(job.group, lambda: _open(job, mine, request.name_map))
     decided, _ = agree.together(
         job.group, lambda: decisions.decide(sources, job.roles, job.about, mine.vote, request.override)
@@ -310,12 +339,21 @@ def _load(job: Job, request: Request, chosen: Choice) -> Loaded:
         job.group,
         lambda: restore.settle(decided.live, job.components, decided.sources, mine.vote, request.allow_missing),
     )
+    if is_other:
+        settled = resplit.without_own(settled)
     assert chosen.position is not None  # checked by the caller
     position = chosen.position if mine.vote else chosen.position.normal(job.steps_per_epoch)
-    agree.together(job.group, lambda: restore.check_parallel(job.about, mine.vote))
-    agree.together(job.group, lambda: restore.check_steps(position, job.steps_per_epoch, mine.vote))
+    if is_other:
+        agree.together(job.group, lambda: resplit.check_place(position, mine.vote, job.steps_per_epoch, settled))
+    else:
+        agree.together(job.group, lambda: restore.check_parallel(job.about, mine.vote))
+        agree.together(job.group, lambda: restore.check_steps(position, job.steps_per_epoch, mine.vote))
     place(job, f"loading {position}", decided.sources, decided.live, lambda: settled.apply(position))
+    at = position
+    if is_other:
+        at, _ = agree.together(job.group, lambda: resplit.place_of(job, chosen, position, mine.vote, settled))
     warnings = (
+        *(resplit.told(chosen, job.group.world_size, at, settled) if is_other else ()),
         *chosen.warnings,
         *decided.said,
         *restore.unclaimed(mine.files, job.roles, settled),
@@ -323,13 +361,15 @@ def _load(job: Job, request: Request, chosen: Choice) -> Loaded:
     )
     return Loaded(
         chosen,
-        position,
+        at,
         mine,
         restored=(*job.roles, *settled.states),
         anew=settled.anew,
         warnings=warnings,
         bytes=sum(source.bytes for source in sources.values()),
         seconds=time.monotonic() - began,
+        is_own=job.group.rank < chosen.world_size,
+        stands=at == position,
     )
 
 
@@ -356,17 +396,6 @@ def _shown(
     job: Job, what: str, sources: Mapping[str, Readable], live: Mapping[str, Tensors]
 ) -> AbstractContextManager[Progress | None]:
     return progress.shown(what, load.size_of(sources, live)) if job.group.rank == 0 else nullcontext()
-
-
-def _check_world_size(chosen: Choice, world_size: int) -> None:
-    if chosen.world_size != world_size:
-        raise LayoutMismatch(
-            f"{chosen.save}: checkpoint {chosen.position} was made by {chosen.world_size} ranks, this job has "
-            f"{world_size}",
-            hint=f"start it with {chosen.world_size} workers",
-            found=chosen.world_size,
-            expected=world_size,
-        )
 
 
 def _open(job: Job, mine: Mine, name_map: NameMap | None) -> dict[str, Readable]:
@@ -396,19 +425,18 @@ def _open_other_disk(
 ) -> None:
     """The same record on a node's own disk, by its first rank; rank 0's is there already."""
     if job.disk.leads and job.group.rank != 0:
-        _open_record(job, _origin(job, loaded), after, beating, attempt.attempt)
+        _open_record(job, loaded, after, beating, attempt.attempt)
         opened.append(attempt)
 
 
-def _open_record(
-    job: Job, origin: Origin | None, after: int, beating: list[Heartbeat], attempt: str = ""
-) -> dict[str, Any]:
+def _open_record(job: Job, loaded: Loaded, after: int, beating: list[Heartbeat], attempt: str = "") -> dict[str, Any]:
     atomic.make_dirs(job.save)
     if job.settings.heartbeat_s > 0:
         beating.append(Heartbeat(job.save, after + 1, job.settings.heartbeat_s))
     surveyed = survey.take(job.save, steps_per_epoch=job.steps_per_epoch)
-    label, world_size = job.settings.label, job.group.world_size
-    opened = ownership.open_attempt(surveyed, origin, world_size, after=after, label=label, attempt=attempt)
+    origin, world_size = _origin(job, loaded), job.group.world_size
+    named = {"label": job.settings.label, "attempt": attempt, "weights": loaded.weights}
+    opened = ownership.open_attempt(surveyed, origin, world_size, after=after, **named)
     return attempts.document(opened)
 
 
@@ -429,7 +457,7 @@ def _check_stands(job: Job, loaded: Loaded) -> None:
 def _take_place(writer: Writer, loaded: Loaded, wait_s: float) -> None:
     record = names.attempt_record(writer.save, writer.attempt.ordinal)
     choice.wait_for(record, record.stat, wait_s)  # on a disk of its own this node would save into nowhere
-    if loaded.mine is not None:
+    if loaded.mine is not None and loaded.is_own:
         commit.record_meta(writer, loaded.mine.files)
     retention.sweep_temp_files(writer)
     removal.sweep(writer)

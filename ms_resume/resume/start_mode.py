@@ -138,6 +138,15 @@ class StartMode:
             override=overrides.parse(given["override"] or []),
         )
 
+    def saves_after(self, done: int, *, scheduled: bool) -> str:
+        """Why the state after `done` global steps is to be saved; empty when it is not.
+
+        Args:
+            scheduled: Whether the trainer has a schedule of its own: then only the flag counts, not its default.
+        """
+        every = self.checkpoint_interval or (0 if scheduled else CHECKPOINT_INTERVAL)
+        return f"every {every} global steps" if every and done and done % every == 0 else ""
+
     def settings(self, **configured: Any) -> Settings:
         """The flags above what the trainer has `configured`, that above the environment, and without any of them all
         checkpoints are kept."""

@@ -68,10 +68,11 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class Warmed:
-    """What was placed: where it came from, and the lines of the banner."""
+    """What was placed: where it came from, the lines of the banner, and into which roles."""
 
     place: str
     lines: tuple[str, ...]
+    roles: tuple[str, ...]
 
 
 def ready(job: Job, plan: Plan) -> Ready:
@@ -103,7 +104,7 @@ def place(job: Job, ready: Ready, *, is_new: bool) -> Warmed:
     """
     began = time.monotonic()
     session.place(job, f"loading weights of {ready.weights.path.name}", ready.sources, ready.live)
-    return Warmed(str(ready.weights), tuple(_lines(ready, is_new, time.monotonic() - began)))
+    return Warmed(str(ready.weights), tuple(_lines(ready, is_new, time.monotonic() - began)), tuple(ready.live))
 
 
 def _settled(opened: Ready, gaps: Gaps) -> Ready:

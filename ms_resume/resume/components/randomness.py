@@ -24,6 +24,7 @@ class Randomness:
     """
 
     name = "randomness"
+    of_rank = True
 
     def __init__(self, **generators: np.random.Generator) -> None:
         self._generators = generators
