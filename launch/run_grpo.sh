@@ -3,6 +3,7 @@
 #
 #   SAVE_DIR=out launch/run_grpo.sh                      from the start
 #   SAVE_DIR=out launch/run_grpo.sh --resume_training    on from the newest whole checkpoint in out
+#   SAVE_DIR=out launch/run_grpo.sh --resume_from 100    back to global step 100; docs/starting.md has the other ways
 #   DRY_RUN=1 launch/run_grpo.sh                         prints the command; makes, clears and starts nothing
 #
 # `ms-resume run` starts msrun again when a rank dies or hangs, and ends with the codes of ms_resume/errors.py. With
@@ -61,6 +62,17 @@ value_of() { # the last value that the trainer's arguments give a flag, or nothi
     printf '%s' "${found}"
 }
 
+restart_flag() { # for the starts after the first; what a first start does once is not done again
+    local flag
+    for flag in --pretrained_checkpoint --checkpoint_path --resume_from --resume_from_iteration; do
+        if given "${flag}"; then
+            printf '%s' --restarted
+            return
+        fi
+    done
+    printf '%s' --resume_training
+}
+
 supervise() { # this script once more for each start, with the directory of that start in MS_RESUME_WATCH_DIR
     local save words=()
     save="$(value_of --save_checkpoint_dir)"
@@ -74,7 +86,7 @@ supervise() { # this script once more for each start, with the directory of that
         words+=(--same "${top}/launch")
     fi
     exec python -m ms_resume.cli run --save "${save}" --log-dir "${LOG_DIR:-${save%/}.logs}" \
-        --ranks "$((WORKERS / NUM_NODES))" "${words[@]}" --on-restart=--resume_training \
+        --ranks "$((WORKERS / NUM_NODES))" "${words[@]}" --on-restart="$(restart_flag)" \
         -- "${BASH_SOURCE[0]}" "${arguments[@]}"
 }
 

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from start_flags import mode_of
 
 from grpo_arithmetic import config, main, reward, task
 from grpo_arithmetic.errors import ConfigError
-from grpo_arithmetic.metrics import LINES, Metrics
+from grpo_arithmetic.metrics import LINES, Metrics, due
 from grpo_arithmetic.request import build
 from grpo_arithmetic.settings import Config
+from ms_resume import StartMode
 from ms_resume.errors import LayoutMismatch, UsageError
 from ms_resume.framework import version
 
@@ -42,6 +43,7 @@ def test_shipped_configurations_are_sound(path):
         ("rl_config: {epochs: true}", "rl_config.epochs: found True (bool), expected int"),
         ("actor_config: {lr_schedule: {lr: 5e-7}}", "write 5.0e-7"),
         ("rl_config: {epochs: 0}", "rl_config.epochs: found 0, expected more than 0"),
+        ("example_config: {eval_interval: -1}", "example_config.eval_interval: found -1, expected 0 or more"),
         ("rl_config: {save_ckpt_format: pt}", "expected safetensors or ckpt"),
         ("rl_config: 3", "rl_config: found 3 (int), expected a section"),
         ("- 1", "found a list at the top"),
@@ -136,8 +138,7 @@ def test_a_resumed_log_goes_on_where_it_was(tmp_path):
     assert [json.loads(line)["step"] for line in (tmp_path / LINES).read_text().splitlines()] == list(range(6))
 
 
-def asked(*, resume: bool = True, strategy: str | None = None) -> argparse.Namespace:
-    return argparse.Namespace(resume_training=resume, allow_fresh_start=False, take_over=False, strategy=strategy)
+RESUME = mode_of("--resume_training")
 
 
 def loaded(tmp_path: Path, actor: str, save: str = "new") -> Config:
@@ -147,7 +148,7 @@ def loaded(tmp_path: Path, actor: str, save: str = "new") -> Config:
 def test_a_resume_goes_on_from_the_directory_above_train(tmp_path):
     """As MindRLHF has it, with another directory to save to."""
     (tmp_path / "old").mkdir()
-    request = build(asked(), loaded(tmp_path, f"{tmp_path}/old/train/"), 2)
+    request = build(None, RESUME, loaded(tmp_path, f"{tmp_path}/old/train/"), 2)
 
     assert request.source == tmp_path / "old"
 
@@ -156,19 +157,58 @@ def test_a_resume_goes_on_from_the_directory_above_train(tmp_path):
 def test_a_resume_from_something_else_is_refused(tmp_path, actor, said):
     """Before a process group is joined."""
     with pytest.raises(UsageError, match=said):
-        build(asked(), loaded(tmp_path, f"{tmp_path}/{actor}"), 2)
+        build(None, RESUME, loaded(tmp_path, f"{tmp_path}/{actor}"), 2)
 
 
 def test_a_fresh_run_takes_the_paths_as_base_models(tmp_path):
     """The same flag means another thing without --resume_training."""
-    request = build(asked(resume=False), loaded(tmp_path, "base"), 2)
+    request = build(None, mode_of(), loaded(tmp_path, "base"), 2)
 
     assert request.base_models == (Path("base"), Path("base"))
     assert request.parallel["world_size"] == 2
 
 
+@pytest.mark.parametrize("flag", ["--auto_resume", "--restarted", "--resume_from 30"])
+def test_other_flags_leave_the_paths_the_base_models(tmp_path, flag):
+    """Only MindRLHF's own flag gives its path another meaning: else a first start by --auto_resume had no model."""
+    request = build(None, mode_of(*flag.split()), loaded(tmp_path, "base"), 2)
+
+    assert request.mode.resume
+    assert (request.source, request.ref_dir) == (None, None)
+    assert request.base_models == (Path("base"), Path("base"))
+
+
+def test_flags_that_contradict_each_other_are_answered_at_once(tmp_path, capsys):
+    """Before MindSpore is imported or a process group is joined."""
+    flags = ["--auto_resume", "--pretrained_checkpoint", "base"]
+    code = main.main(["--config", str(written(tmp_path, "")), "--save_checkpoint_dir", str(tmp_path), *flags])
+
+    assert code == 2
+    assert "--pretrained_checkpoint base and --auto_resume contradict each other" in capsys.readouterr().err
+
+
+def test_the_configurations_resume_gives_way_to_a_flag(tmp_path, capsys):
+    """As every key does; and it counts where there is none."""
+    text = "rl_config: {resume_training: true}"
+    arguments = ["--config", str(written(tmp_path, text)), "--save_checkpoint_dir", str(tmp_path)]
+    read = [
+        StartMode.read(main.parse([*arguments, *more]), resume_training=True)
+        for more in ([], ["--resume_from", "none"])
+    ]
+
+    assert [mode.resume for mode in read] == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("resumed_after", "interval", "looks"), [(0, 4, [4, 8]), (3, 4, [4, 8]), (4, 4, [8]), (5, 4, [8]), (0, 0, [])]
+)
+def test_the_place_in_a_cycle_is_the_global_steps(resumed_after, interval, looks):
+    """So a resume in the middle of one keeps it, and looks twice at nothing."""
+    assert [done for done in range(resumed_after + 1, 11) if due(done, interval)] == looks
+
+
 def test_a_strategy_for_another_number_of_workers_is_refused(tmp_path):
     """Both numbers are in the message."""
     with pytest.raises(LayoutMismatch, match="2") as caught:
-        build(asked(resume=False, strategy="grpo_arithmetic_w2_dp2_tp1_pp1"), loaded(tmp_path, "base"), 4)
+        build("grpo_arithmetic_w2_dp2_tp1_pp1", mode_of(), loaded(tmp_path, "base"), 4)
     assert "4" in str(caught.value)

@@ -417,6 +417,40 @@ def test_supervised_saves_where_the_trainer_does(start: Start, work: Path, tmp_p
     assert (work / "there.logs/history.jsonl").exists()
 
 
+@pytest.mark.parametrize(
+    ("flags", "restart"),
+    [
+        ([], "--resume_training"),
+        (["--auto_resume"], "--resume_training"),
+        (["--resume_from", "100"], "--restarted"),
+        (["--resume_from=100"], "--restarted"),
+        (["--pretrained_checkpoint", "old"], "--restarted"),
+        (["--resume", "--checkpoint_path", "old"], "--restarted"),
+        (["--resume_from_iteration", "auto"], "--restarted"),
+    ],
+)
+def test_a_restart_does_not_do_again_what_is_done_once(start: Start, tmp_path: Path, flags: list[str], restart: str):
+    """Going back, or taking weights from elsewhere; the trainer hears of it by the flag that comes in addition."""
+    seen = tmp_path / "record" / "supervisor"
+    python = tmp_path / "venv" / "bin" / "python"
+    python.write_text(f"#!/usr/bin/env bash\nprintf '%s\\n' \"$@\" > {shlex.quote(str(seen))}\n")
+    start(*flags, SUPERVISE="1")
+    said = _lines(seen)
+
+    assert said[:3] == ["-m", "ms_resume.cli", "run"]
+    assert f"--on-restart={restart}" in said
+    assert said[said.index("--") + 2 :] == flags
+
+
+def test_the_flags_of_a_start_reach_the_trainer(start: Start, tmp_path: Path):
+    """As they are; only MindRLHF's own --resume_training changes what the paths mean."""
+    flags = ["--resume_from", "100", "--checkpoint_interval", "50", "--keep_last_n_checkpoints", "-1"]
+    launch = start(*flags)
+
+    assert launch.msrun[-len(flags) :] == flags
+    assert launch.after("--actor_checkpoint_path") == str(tmp_path / "base")
+
+
 MSRUN_OF_A_NODE = """#!/usr/bin/env bash
 printf '%s\\n' "$@" > "${RECORD}/$3"
 """

@@ -24,6 +24,7 @@ MORE_THAN_0 = (
     "example_config.base_model.check_interval",
     "example_config.model.layers",
 )
+AT_LEAST_0 = ("rl_config.seed", "example_config.eval_interval", "example_config.generate_interval")
 ONE_OF = {
     "rl_config.save_ckpt_format": ("safetensors", "ckpt"),
     "actor_config.optimizer.type": ("adamw",),
@@ -44,8 +45,7 @@ def _out_of_range(config: Config) -> Iterator[Complaint]:
     for key, choices in ONE_OF.items():
         if attrgetter(key)(config) not in choices:
             yield key, " or ".join(choices)
-    if config.rl_config.seed < 0:
-        yield "rl_config.seed", "0 or more"
+    yield from ((key, "0 or more") for key in AT_LEAST_0 if attrgetter(key)(config) < 0)
     if config.rl_config.num_generations < 2:
         yield "rl_config.num_generations", "2 or more, because advantages are taken within a group"
 

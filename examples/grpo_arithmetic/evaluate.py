@@ -46,6 +46,14 @@ def accuracy(sampler: Sampler, prompts: Prompts, *, rows: int, max_tokens: int) 
     )
 
 
+def samples(sampler: Sampler, prompts: Prompts, *, rows: int, max_tokens: int) -> list[str]:
+    """Each of the prompts with its most likely completion, as text; at most `rows`."""
+    shown = prompts.rows(np.arange(min(rows, len(prompts))))
+    filled = shown.rows(np.arange(rows) % len(shown))
+    completed = sampler.complete(filled.tokens, rollout.no_noise(rows, max_tokens))
+    return reward.texts(completed.tokens[: len(shown)])
+
+
 def _share_right(sampler: Sampler, prompts: Prompts, gumbel: Floats, rows: int) -> float:
     right = 0
     for start in range(0, len(prompts), rows):

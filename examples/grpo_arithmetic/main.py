@@ -20,7 +20,7 @@ if __name__ == "__main__":  # The folder itself would shadow modules named `data
 from grpo_arithmetic import config as configuration
 from grpo_arithmetic.errors import EXIT_CODE, ConfigError
 from grpo_arithmetic.settings import Config
-from ms_resume import pulse, strategies
+from ms_resume import StartMode, pulse, strategies
 from ms_resume.errors import ExitCode, MsResumeError
 from ms_resume.framework import version
 
@@ -32,6 +32,8 @@ KEY_OF_FLAG = {
     "save_checkpoint_dir": "actor_config.save",
     "save_strategy_dir": "rl_config.save_strategy_dir",
     "epochs": "rl_config.epochs",
+    "eval_interval": "example_config.eval_interval",
+    "generate_interval": "example_config.generate_interval",
     "device_target": "context.device_target",
 }
 WITHOUT_MEANING = ("model_name", "tokenizer_type", "tokenizer_dir", "generate_checkpoint_path")
@@ -40,7 +42,7 @@ WITHOUT_MEANING = ("model_name", "tokenizer_type", "tokenizer_dir", "generate_ch
 def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="GRPO on small sums.")
     parser.add_argument("--config", type=Path, required=True, help="YAML with MindRLHF's keys")
-    parser.add_argument("--resume_training", action="store_true", help="from the newest whole checkpoint")
+    StartMode.add_arguments(parser)
     parser.add_argument("--actor_checkpoint_path", help="the base model, a file or its directory")
     parser.add_argument("--ref_checkpoint_path", help="the reference model; default: the actor's")
     parser.add_argument("--save_checkpoint_dir", help="where checkpoints and metrics go")
@@ -52,8 +54,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--verifier_function", help="names, separated by commas")
     parser.add_argument("--verifier_weight", help="numbers, separated by commas")
     parser.add_argument("--tensorboard", help="true, false, or the directory to log to")
-    parser.add_argument("--allow_fresh_start", action="store_true", help="start anew beside what is saved")
-    parser.add_argument("--take_over", action="store_true", help="take the directory from a job that is gone")
+    parser.add_argument("--eval_interval", type=int, help="measure the accuracy after every N global steps; 0: never")
+    parser.add_argument("--generate_interval", type=int, help="show samples after every N global steps; 0: never")
     for name in WITHOUT_MEANING:
         parser.add_argument(f"--{name}", help="accepted for MindRLHF's sake, without meaning here")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="such as rl_config.seed=3")
@@ -119,7 +121,8 @@ def main(arguments: list[str]) -> int:
     args = parse(arguments)
     try:
         config = load_config(args)
-        return train(args, config)
+        mode = StartMode.read(args, resume_training=config.rl_config.resume_training)
+        return train(args, mode, config)
     except ConfigError as error:
         pulse.told(error)
         print(f"error: {error}", file=sys.stderr, flush=True)
@@ -130,14 +133,14 @@ def main(arguments: list[str]) -> int:
         return int(error.exit_code)
 
 
-def train(args: argparse.Namespace, config: Config) -> int:
+def train(args: argparse.Namespace, mode: StartMode, config: Config) -> int:
     version.require()
     # Imported here so that a wrong flag or key is answered at once, and without MindSpore.
     from grpo_arithmetic import request, sabotage, world
     from grpo_arithmetic.trainer import GRPOTrainer
 
     check_parallel(config, world.announced_size())
-    asked = request.build(args, config, world.announced_size())
+    asked = request.build(args.strategy, mode, config, world.announced_size())
     here = world.join(config.context.device_target)
     unused = ignored(args, config)
     if here.is_first and unused:

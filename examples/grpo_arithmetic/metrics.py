@@ -13,7 +13,13 @@ from typing import Any
 import ms_resume
 
 LINES = "steps.jsonl"
-DRAWN = ("loss", "reward", "right", "kl", "lr", "loss_scale")
+DRAWN = ("loss", "reward", "right", "kl", "lr", "loss_scale", "eval_sampled", "eval_greedy")
+
+
+def due(done: int, interval: int) -> bool:
+    """Whether something comes after `done` global steps that comes every `interval` of them. A resume restores the
+    step, and with it the place in this cycle."""
+    return interval > 0 and done > 0 and done % interval == 0
 
 
 class Metrics:

@@ -5,7 +5,6 @@ MindRLHF's `--actor_checkpoint_path` means the base model in a fresh run and `<s
 
 from __future__ import annotations
 
-import argparse
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from grpo_arithmetic.settings import Config
-from ms_resume import strategies
+from ms_resume import StartMode, strategies
 from ms_resume.errors import UsageError
 
 
@@ -21,28 +20,25 @@ from ms_resume.errors import UsageError
 class Request:
     """`base_models` are the policy's and the reference's; a resume needs them only if nothing was ever whole."""
 
-    resume: bool
-    source: Path
+    mode: StartMode
+    source: Path | None
     ref_dir: Path | None
     base_models: tuple[Path, Path]
-    allow_fresh_start: bool
-    take_over: bool
     parallel: Mapping[str, Any]
 
 
-def build(args: argparse.Namespace, config: Config, num_ranks: int) -> Request:
-    """Raises UsageError where a resume names no directory of the form `<save>/train`, or none that exists."""
-    resume = bool(args.resume_training or config.rl_config.resume_training)
+def build(strategy: str | None, mode: StartMode, config: Config, num_ranks: int) -> Request:
+    """Raises UsageError where a resume by --resume_training names no directory of the form `<save>/train`, or none
+    that exists. With every other flag that path means the base model."""
+    resume = any(said.startswith("--resume_training") for said in mode.said)
     actor, ref = config.actor_config.load, config.ref_config.load
     base = os.environ.get("BASE_MODEL", "") if resume else actor
     return Request(
-        resume=resume,
-        source=_source(actor, config.actor_config.save) if resume else Path(config.actor_config.save),
+        mode=mode,
+        source=_source(actor, config.actor_config.save) if resume else None,
         ref_dir=Path(ref) if resume and ref else None,
         base_models=(Path(base), Path(base if resume or not ref else ref)),
-        allow_fresh_start=args.allow_fresh_start,
-        take_over=args.take_over,
-        parallel=_parallel(args.strategy, num_ranks),
+        parallel=_parallel(strategy, num_ranks),
     )
 
 

@@ -138,6 +138,12 @@ class ExampleConfig:
     loss_scale_window: int = 100
     """Updates without overflow after which the loss scale doubles."""
 
+    eval_interval: int = 250
+    """Global steps between two looks at the accuracy on held-out prompts; 0 leaves them out."""
+
+    generate_interval: int = 250
+    """Global steps between two looks at samples; 0 leaves them out."""
+
 
 @dataclass(frozen=True, slots=True)
 class Config:

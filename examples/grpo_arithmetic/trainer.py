@@ -8,7 +8,7 @@ trained, and once more at (epochs, 0). Everything that a later step depends on l
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from mindspore import Tensor
 import ms_resume
 from grpo_arithmetic import data, evaluate, grpo, reward, rollout, weights
 from grpo_arithmetic.grpo import Experience, Scorer
-from grpo_arithmetic.metrics import Metrics
+from grpo_arithmetic.metrics import Metrics, due
 from grpo_arithmetic.model import Decoder
 from grpo_arithmetic.optim import Learner, LossScaler, Update, WarmUpThenDecay, adamw
 from grpo_arithmetic.request import Request
@@ -28,7 +28,9 @@ from grpo_arithmetic.rollout import Sampler
 from grpo_arithmetic.settings import Config
 from grpo_arithmetic.task import Ints, Prompts
 from grpo_arithmetic.world import World
-from ms_resume import settings
+
+SHOWN = 4
+"""Samples that are shown at a time."""
 
 PhaseHook = Callable[[str, int, int], None]
 
@@ -90,11 +92,13 @@ class GRPOTrainer:
             self._save(epochs, 0)
         return True
 
-    def load_base_models(self) -> None:
-        """Puts the base model into policy and reference; each net gets its own copy of the values."""
+    def load_base_models(self, without: Collection[str] = ()) -> None:
+        """Puts the base model into policy and reference, `without` those that have their values; each net gets its own
+        copy of them."""
         actor, ref = self.request.base_models
-        weights.place(self.policy, weights.base_model_file(actor))
-        weights.place(self.ref, weights.base_model_file(ref))
+        for role, net, model in (("policy", self.policy, actor), ("ref", self.ref, ref)):
+            if role not in without:
+                weights.place(net, weights.base_model_file(model))
 
     def _build_nets(self, prompt_length: int) -> None:
         ms.set_seed(self.config.rl_config.seed)
@@ -123,6 +127,11 @@ class GRPOTrainer:
         return path
 
     @property
+    def _rows(self) -> int:
+        """What a step completes on one rank at a time: the sampler is compiled for it."""
+        return self.config.rl_config.prompts_per_rank * self.config.rl_config.num_generations
+
+    @property
     def save_dir(self) -> Path:
         return Path(self.config.actor_config.save)
 
@@ -146,21 +155,21 @@ class GRPOTrainer:
             config=asdict(self.config),
             model_config=asdict(self.config.example_config.model),
             parallel=self.request.parallel,
-            schedule=ms_resume.Schedule(every_steps=rl.save_ckpt_interval, each_epoch=True),
-            settings=settings.from_environment(keep_last=rl.save_max_ckpt_num, save_format=rl.save_ckpt_format),
+            schedule=self._schedule(),
+            settings=self.request.mode.settings(keep_last=rl.save_max_ckpt_num, save_format=rl.save_ckpt_format),
         )
+
+    def _schedule(self) -> ms_resume.Schedule:
+        """The configuration's, unless `--checkpoint_interval` was given."""
+        if self.request.mode.checkpoint_interval:
+            return ms_resume.Schedule()
+        return ms_resume.Schedule(every_steps=self.config.rl_config.save_ckpt_interval, each_epoch=True)
 
     def _start(self) -> ms_resume.Position:
         request = self.request
-        position = self.checkpointer.start(
-            resume=request.resume,
-            source=request.source,
-            ref_dir=request.ref_dir,
-            allow_fresh_start=request.allow_fresh_start,
-            take_over=request.take_over,
-        )
-        if position == ms_resume.Position(0, 0):
-            self.load_base_models()
+        ref = request.mode.pretrained is not None
+        position = self.checkpointer.start_as(request.mode, source=request.source, ref_dir=request.ref_dir, ref=ref)
+        self.load_base_models(without=self.checkpointer.loaded)
         self.checkpointer.leave_on(signal.SIGTERM)
         self._announce("start", position.epoch, position.step)
         return position
@@ -230,8 +239,24 @@ class GRPOTrainer:
         all_ids = everyone[:, 5:].astype(int).ravel().tolist()
         samples, all_right = len(all_ids) * self.config.rl_config.num_generations, int(everyone[:, 3].sum())
         line = {"epoch": at[0], "step": at[1], **figures, "right": all_right / samples, "lr": update.lr}
-        line |= {"loss_scale": self.scaler.scale, "prompts": all_ids}
+        line |= {"loss_scale": self.scaler.scale, "prompts": all_ids, **self._looks(at)}
         self._show(self.metrics.record(line, samples=samples, right=all_right))
+
+    def _looks(self, at: tuple[int, int]) -> dict[str, Any]:
+        """What is seen of the policy every so many steps, by the first rank; nothing of it draws from what is saved."""
+        done, example = self.metrics.global_step + 1, self.config.example_config
+        found: dict[str, Any] = {}
+        how = {"rows": self._rows, "max_tokens": self.config.generate_config.sampling_config.max_tokens}
+        if self.world.is_first and due(done, example.eval_interval):
+            self._announce("evaluation", *at)
+            share = evaluate.accuracy(self._sampler, self.held_out, **how)
+            found |= {"eval_sampled": share.sampled, "eval_greedy": share.greedy}
+            print(f"after {done} steps: held-out accuracy {share.sampled:.4f}, greedy {share.greedy:.4f}", flush=True)
+        if self.world.is_first and due(done, example.generate_interval):
+            self._announce("generation", *at)
+            found["samples"] = evaluate.samples(self._sampler, self.held_out.rows(np.arange(SHOWN)), **how)
+            print(f"after {done} steps: {'  '.join(found['samples'])}", flush=True)
+        return found
 
     def _show(self, line: dict[str, Any]) -> None:
         if self.world.is_first:
@@ -243,10 +268,9 @@ class GRPOTrainer:
         if not self.world.is_first:
             return
         print(f"rollouts: {self.rollouts.generated} generated, {self.rollouts.given_back} given back", flush=True)
-        rows = self.config.rl_config.prompts_per_rank * self.config.rl_config.num_generations
         max_tokens = self.config.generate_config.sampling_config.max_tokens
         for name, sampler in (("reference", Sampler(self.ref)), ("policy", self._sampler)):
-            found = evaluate.accuracy(sampler, self.held_out, rows=rows, max_tokens=max_tokens)
+            found = evaluate.accuracy(sampler, self.held_out, rows=self._rows, max_tokens=max_tokens)
             figures = f"sampled {found.sampled:.4f}, greedy {found.greedy:.4f}"
             print(f"held-out accuracy of the {name}: {figures}", flush=True)
 
