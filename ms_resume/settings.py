@@ -79,6 +79,13 @@ class Settings:
     save_timeout_s: float = 1800.0
     """After so many seconds a save that is waited for, and still under way, is reported."""
 
+    grace_s: float = 0.0
+    """How many seconds a rank may take that was asked to leave; then it ends at once, and a save that is not done does
+    not count. 0: as long as it takes."""
+
+    stop_file: str = ""
+    """All ranks save and leave when rank 0 sees that this file was made or touched; empty: `<save>/stop_now`."""
+
     resume_at: str = ""
     """A resume goes on from exactly this position, `E_S`, as if the trainer had asked for it; empty: the newest whole
     one. `ms-resume run` sets it when it goes back."""
@@ -92,6 +99,8 @@ class Settings:
     def __post_init__(self) -> None:
         if self.keep_best and not re.fullmatch(r"(max|min):.+", self.keep_best):
             raise UsageError(f"keep_best is {self.keep_best!r}", hint="use 'max:METRIC' or 'min:METRIC'")
+        if not 0 <= self.grace_s < float("inf"):
+            raise UsageError(f"MS_RESUME_GRACE_S is {self.grace_s}", hint="give seconds, or 0: as long as it takes")
         if self.when_busy not in ("wait", "skip"):
             raise UsageError(f"MS_RESUME_WHEN_BUSY is {self.when_busy!r}", hint="use 'wait' or 'skip'")
         if self.storage not in ("shared", "local"):

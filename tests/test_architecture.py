@@ -70,6 +70,7 @@ MAY_WRITE = {
     "ms_resume.recover.running": "appends to the log of the training that it runs, beside its YAML file",
     "ms_resume.pulse": "the file that faulthandler writes stacks to, in the supervisor's directory",
     "ms_resume.supervisor.files": "the supervisor's own files, in its log directory",
+    "ms_resume.resume.leaving": "lines on standard error, also where the main thread is inside sys.stderr",
     "ms_resume.cli": "opens /dev/null, so that the interpreter's last flush into a closed pipe is quiet",
 }
 

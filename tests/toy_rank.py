@@ -46,9 +46,9 @@ def main(words: list[str]) -> int:
         group=Solo(),
         settings=settings.from_environment(keep_last=0),
     ) as checkpointer:
-        first = checkpointer.start(resume=resume)
         checkpointer.leave_on(signal.SIGTERM)
-        wishes = 0.0
+        first = checkpointer.start(resume=resume)
+        wishes = checkpointer.wishes
         for step in range(first.step if first.epoch == 0 else steps, steps):
             if checkpointer.due(0, step, wishes=wishes) or step % SAVE_EVERY == 0:
                 checkpointer.save(0, step)

@@ -23,6 +23,7 @@ from grpo_arithmetic.settings import Config
 from ms_resume import StartMode, pulse, strategies
 from ms_resume.errors import ExitCode, MsResumeError
 from ms_resume.framework import version
+from ms_resume.resume.leaving import Leaving
 
 KEY_OF_FLAG = {
     "dataset_file": "rl_config.dataset_file",
@@ -135,6 +136,8 @@ def main(arguments: list[str]) -> int:
 
 def train(args: argparse.Namespace, mode: StartMode, config: Config) -> int:
     version.require()
+    leaving = Leaving()
+    leaving.listen()
     # Imported here so that a wrong flag or key is answered at once, and without MindSpore.
     from grpo_arithmetic import request, sabotage, world
     from grpo_arithmetic.trainer import GRPOTrainer
@@ -145,7 +148,7 @@ def train(args: argparse.Namespace, mode: StartMode, config: Config) -> int:
     unused = ignored(args, config)
     if here.is_first and unused:
         print(f"accepted, without meaning here: {', '.join(unused)}", flush=True)
-    trainer = GRPOTrainer(config, here, asked)
+    trainer = GRPOTrainer(config, here, asked, leaving)
     sabotage.arm(trainer)
     return int(ExitCode.OK if trainer.run() else ExitCode.LEFT_ON_REQUEST)
 

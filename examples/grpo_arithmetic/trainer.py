@@ -7,7 +7,6 @@ trained, and once more at (epochs, 0). Everything that a later step depends on l
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -28,6 +27,7 @@ from grpo_arithmetic.rollout import Sampler
 from grpo_arithmetic.settings import Config
 from grpo_arithmetic.task import Ints, Prompts
 from grpo_arithmetic.world import World
+from ms_resume.resume.leaving import Leaving
 
 SHOWN = 4
 """Samples that are shown at a time."""
@@ -38,11 +38,12 @@ PhaseHook = Callable[[str, int, int], None]
 class GRPOTrainer:
     """Builds a rank's state from a configuration and trains it.
 
-    `on_phase` holds callables that hear "start", "rollout", "update" and "save" with the position, as each begins.
+    `leaving` has listened to signals since the process began. `on_phase` holds callables that hear "start", "rollout",
+    "update" and "save" with the position, as each begins.
     """
 
-    def __init__(self, config: Config, world: World, request: Request) -> None:
-        self.config, self.world, self.request = config, world, request
+    def __init__(self, config: Config, world: World, request: Request, leaving: Leaving | None = None) -> None:
+        self.config, self.world, self.request, self._leaving = config, world, request, leaving
         self.on_phase: list[PhaseHook] = []
         self._wishes = 0.0
         self._last: dict[str, float] = {}
@@ -155,6 +156,7 @@ class GRPOTrainer:
             config=asdict(self.config),
             model_config=asdict(self.config.example_config.model),
             parallel=self.request.parallel,
+            leaving=self._leaving,
             schedule=self._schedule(),
             settings=self.request.mode.settings(keep_last=rl.save_max_ckpt_num, save_format=rl.save_ckpt_format),
         )
@@ -167,10 +169,12 @@ class GRPOTrainer:
 
     def _start(self) -> ms_resume.Position:
         request = self.request
+        if self._leaving is None:
+            self.checkpointer.leave_on()
         ref = request.mode.pretrained is not None
         position = self.checkpointer.start_as(request.mode, source=request.source, ref_dir=request.ref_dir, ref=ref)
         self.load_base_models(without=self.checkpointer.loaded)
-        self.checkpointer.leave_on(signal.SIGTERM)
+        self._wishes = self.checkpointer.wishes
         self._announce("start", position.epoch, position.step)
         return position
 

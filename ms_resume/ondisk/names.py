@@ -22,6 +22,7 @@ FORMATS = ("safetensors", "ckpt")
 META = "meta.json"
 LATEST = "latest"
 SAVE_NOW = "save_now"
+STOP_NOW = "stop_now"
 
 MOST_RANKS = 1 << 18
 """More than any job has: a number above it is no rank, so that a list of those that are missing stays small."""

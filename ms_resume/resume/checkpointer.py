@@ -29,6 +29,7 @@ from ms_resume.ownership import Heartbeat
 from ms_resume.records import Position, Writer
 from ms_resume.resume import agree, banner, disks, fingerprint, session, unsaved, warm_start, ways
 from ms_resume.resume.iteration import Model
+from ms_resume.resume.leaving import Leaving
 from ms_resume.resume.rollouts import Rollouts
 from ms_resume.resume.saver import Saver
 from ms_resume.resume.schedule import LEAVE, Schedule, Wishes
@@ -51,6 +52,7 @@ class Checkpointer:
         config: The run's configuration as a nested mapping; docs/format.md lists which keys are compared.
         parallel: The parallel strategy; another one is refused.
         schedule: When `due` says that it is time to save.
+        leaving: What has listened since the process began; see `leave_on`.
         group: The ranks; MindSpore's default group when left out.
         say: Where the banner goes, on rank 0, and each rank's warnings; standard error when left out.
     """
@@ -69,6 +71,7 @@ class Checkpointer:
         parallel: Mapping[str, Any] | None = None,
         settings: Settings | None = None,
         schedule: Schedule | None = None,
+        leaving: Leaving | None = None,
         group: Group | None = None,
         say: Callable[[str], None] | None = None,
     ) -> None:
@@ -101,11 +104,17 @@ class Checkpointer:
         self._standing = Position(0, 0)
         self._saver: Saver | None = None
         self._rollouts: Rollouts | None = None
-        self._wishes = Wishes(self._job.save, self._job.group.rank, schedule or Schedule())
+        self._leaving = leaving or Leaving()
         self._pulse = pulse.of(self._job.settings.watch_dir, ranks.rank, self._job.settings.label)
-        self._left = False
         self._mode: StartMode | None = None
         self._model: Model | None = None
+        self._leaving.belongs_to(self._job.save, ranks.rank, self._job.settings, self._pulse.exits)
+        self._wishes = Wishes(self._job.save, ranks.rank, schedule or Schedule(), leaving=self._leaving)
+        self._asked = False
+        self.left = False
+        """Whether the run ends before its end, because it was asked to: exit with 50."""
+        self.wishes = 0.0
+        """The sum of all ranks' `wish` at the end of `start`: for the first step's `due` and `leaves`."""
         self.position = Position(0, 0)
         self.loaded: frozenset[str] = frozenset()
         """The roles that the start has given their values: of policy and ref the others get the base model's now."""
@@ -293,6 +302,7 @@ class Checkpointer:
             request = replace(request, position=Position.parse(self._job.settings.resume_at), global_step=None)
         if self._job.settings.storage == "local":
             self._job = replace(self._job, disk=disks.find(self._job.group, self._job.save))
+        about_file, _ = agree.together(self._job.group, self._leaving.check_file)
         after = session.prepare(self._job, request)
         ready = warm_start.ready(self._job, plan) if plan and request.weights == session.INSTEAD else None
         loaded = session.load_newest(self._job, request)
@@ -304,28 +314,43 @@ class Checkpointer:
         placed = warm_start.place(self._job, ready, is_new=is_new) if ready else None
         if self._model and placed:
             loaded = replace(loaded, weights=self._model.name)
-        saver, _ = agree.together(self._job.group, lambda: Saver(self._job, self._say))
+        saver, _ = agree.together(self._job.group, lambda: Saver(self._job, self._say, self._leaving.saved_in))
         self._writer, self._heartbeat = session.open_attempt(self._job, loaded, after)
         saver.ready(self._writer, session.previous_vote(self._job, loaded))
         self._saver = saver
         self._take(loaded, request, self._writer, saver, placed)
+        if about_file:
+            self._say(f"ms_resume: {about_file}")
+        self.wishes = self.gather_wishes()
         self._pulse.beat("started", self.position)
         return self.position
 
-    def steps(self, epochs: int, *, save_every: int = 0, behind: bool = False) -> Iterator[tuple[int, int]]:
+    def steps(
+        self, epochs: int, *, save_every: int = 0, behind: bool = False, wishes: Callable[[], float] | None = None
+    ) -> Iterator[tuple[int, int]]:
         """The (epoch, step) pairs that are left, saving before each step that `save_every` divides, and at the end.
+
+        Ends before a step, saved, when a rank was asked to leave (`leave_on`, `left`).
 
         Args:
             save_every: Steps of an epoch; when left out, the global steps of `--checkpoint_interval` (`start_as`).
             behind: Saves run behind the step's rollout; the trainer calls `fence` before it writes parameters.
+            wishes: The sum of all ranks' `wish`, of the last step. Without it one is made here, where signals are
+                listened to.
         """
+        summed = wishes or (self.gather_wishes if self._leaving.listening else lambda: 0.0)
         first = self.position
         if first.epoch >= epochs:
             self._tell(f"ms_resume: nothing left: the run of {epochs} epochs ended at {first}")
         for epoch in range(first.epoch, epochs):
             for step in range(first.step if epoch == first.epoch else 0, self._job.steps_per_epoch):
-                if step % save_every == 0 if save_every else self._interval_reason(epoch, step):
+                wanted = summed()
+                leaves = self.leaves(wanted)
+                due = step % save_every == 0 if save_every else self._interval_reason(epoch, step)
+                if wanted > 0 or due:
                     (self.begin if behind else self.save)(epoch, step)
+                if leaves:
+                    return
                 self.phase("step", epoch, step)
                 yield epoch, step
         if first.epoch < epochs:
@@ -370,7 +395,7 @@ class Checkpointer:
                 f"save at {position}, but the run went on from {self._origin}", hint="save later positions"
             )
         self._pulse.beat("save", position)
-        begun = saver.begin(position, metrics or {})
+        begun = saver.begin(position, metrics or {}, last=self._asked)
         if begun:
             self._wishes.granted()
             if self._rollouts is not None:
@@ -402,13 +427,20 @@ class Checkpointer:
         any rank after a signal that `save_on` was given."""
         return self._wishes.now()
 
+    def gather_wishes(self) -> float:
+        """The sum of all ranks' `wish`, by a message of its own: for a step that has no reduction to add it to."""
+        _, wishes = agree.together(self._job.group, self.wish, lambda wish: wish)
+        return float(sum(wishes))
+
     def save_on(self, *signals: signal.Signals) -> None:
         """Lets these signals ask for a save at the next step; called in the main thread."""
         self._wishes.listen(*signals)
 
     def leave_on(self, *signals: signal.Signals) -> None:
-        """Lets these signals ask for a save at the next step, and for the end after it; called in the main thread."""
-        self._wishes.listen(*signals, leave=True)
+        """Lets these signals, SIGTERM and SIGUSR1 where none is given, ask for a save at the next step and for the end
+        after it, and so a stop file that is made or touched (`Settings.stop_file`). Called in the main thread, before
+        `start`, so that a load is heard, too. docs/operations.md says what a second signal does."""
+        self._leaving.listen(*signals)
 
     def leaves(self, wishes: float) -> bool:
         """Whether a rank was asked to leave, alike on all ranks: then the trainer saves, leaves its loop in good order,
@@ -417,8 +449,9 @@ class Checkpointer:
         Args:
             wishes: The sum of all ranks' `wish`.
         """
-        self._left = self._left or wishes >= LEAVE
-        return wishes >= LEAVE
+        asked = self._is_asked(wishes)
+        self.left = self.left or asked
+        return asked
 
     def phase(self, name: str, epoch: int, step: int) -> None:
         """Tells a supervisor what this rank begins to do; by how long each phase takes it knows a hang."""
@@ -431,6 +464,7 @@ class Checkpointer:
             wishes: The sum of all ranks' `wish`.
         """
         self.phase("step", epoch, step)
+        self._is_asked(wishes)
         return self._wishes.schedule.reason(epoch, step, wishes=wishes) or self._interval_reason(epoch, step)
 
     def _interval_reason(self, epoch: int, step: int) -> str:
@@ -467,6 +501,10 @@ class Checkpointer:
                 self._saver.tidy()
             if self._rollouts is not None:
                 self._rollouts.close()
+            if self.left:
+                self._leaving.left()
+            else:
+                self._leaving.close()
         finally:
             self._stop_heartbeat()
 
@@ -478,7 +516,7 @@ class Checkpointer:
     ) -> None:
         if kind is None:
             self.close()
-            self._pulse.ended(done=not self._left, left=self._left)
+            self._pulse.ended(done=not self.left, left=self.left)
         else:
             self._pulse.ended(error=error)
             if self._saver is not None:
@@ -486,6 +524,7 @@ class Checkpointer:
             if self._rollouts is not None:
                 self._rollouts.flush()
             self._stop_heartbeat()  # the other ranks may be gone: waiting for them would hide the error
+            self._leaving.close()
 
     def _take(self, loaded: Loaded, request: Request, writer: Writer, saver: Saver, placed: Warmed | None) -> None:
         self.position = loaded.position
@@ -499,6 +538,12 @@ class Checkpointer:
         self._tell(banner.text(replace(story, asked=asked, strategy=strategy)))
         saver.meet()
         saver.tidy()  # a disk that is full at the start gets room here: a save comes before its retention
+
+    def _is_asked(self, wishes: float) -> bool:
+        if wishes >= LEAVE:
+            self._asked = True
+            self._leaving.ask("another rank was asked")
+        return wishes >= LEAVE
 
     def _started(self) -> Saver:
         if self._saver is None:

@@ -7,6 +7,7 @@ survives a power cut. An error in the thread is raised by whichever of them is c
 from __future__ import annotations
 
 import threading
+import time
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -48,13 +49,16 @@ class Saver:
 
     Args:
         say: Where warnings go, those of other ranks than 0 with their number.
+        took: Is told, in the thread of a save, how many seconds it took.
 
     Raises:
         UsageError: There is no memory for the staging buffer.
     """
 
-    def __init__(self, job: Job, say: Callable[[str], None]) -> None:
-        self._job, self._say = job, say
+    def __init__(
+        self, job: Job, say: Callable[[str], None], took: Callable[[float], None] = lambda seconds: None
+    ) -> None:
+        self._job, self._say, self._took = job, say, took
         self._infos = {role: tensors.infos() for role, tensors in job.roles.items()}
         self._staged = STAGED if job.settings.save_optimizer else STAGED[:1]
         self._staging = self._new_staging() if job.settings.staging else None
@@ -80,12 +84,15 @@ class Saver:
         """The newest complete checkpoint of this run that this rank knows of."""
         return self._named.position if self._named else None
 
-    def begin(self, position: Position, metrics: Mapping[str, Any]) -> bool:
+    def begin(self, position: Position, metrics: Mapping[str, Any], *, last: bool = False) -> bool:
         """Takes the state as that of `position`. Returns before it is copied; False when it was skipped.
 
         A save that is still under way is waited for, or, where the setting says so, this one is skipped by all ranks.
+
+        Args:
+            last: No other one will follow: it is never skipped. Alike on all ranks.
         """
-        if self._job.settings.when_busy == "skip" and self._busy_anywhere():
+        if not last and self._job.settings.when_busy == "skip" and self._busy_anywhere():
             if self._job.group.rank == 0:  # what all ranks do alike
                 self._tell(f"{position} is not saved: the save before it is still under way")
             return False
@@ -176,7 +183,9 @@ class Saver:
         fewest = partial(self._try_to_tidy, retention.NEVER_FEWER_THAN)
         make_room = fewest if self._job.settings.early_retention else None
         previous = self._previous() if "ref" in snapshot.roles else None  # looked up for its reference alone
+        began = time.monotonic()
         saved = write.save(self._started(), snapshot, about, previous, make_room)
+        self._took(time.monotonic() - began)
         for warning in saved.warnings:
             self._tell(f"warning: {warning}")
         self._latest = saved.vote

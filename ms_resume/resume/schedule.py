@@ -14,6 +14,7 @@ from pathlib import Path
 from types import FrameType
 
 from ms_resume.ondisk import atomic, names
+from ms_resume.resume.leaving import Leaving
 
 LEAVE = 65536.0
 """Added to a wish by a rank that was asked to leave: more than all ranks' other wishes together."""
@@ -45,31 +46,30 @@ class Schedule:
 @dataclass
 class Wishes:
     """What one rank asks for: rank 0 when `every_s` seconds have passed, or `<save>/save_now` is there; any rank after
-    a signal."""
+    a signal, or when it is to leave."""
 
     save: Path
     rank: int
     schedule: Schedule
     clock: Callable[[], float] = time.monotonic
+    leaving: Leaving = field(default_factory=Leaving)
     signalled: bool = False
-    leaving: bool = False
     last_s: float = field(init=False)
 
     def __post_init__(self) -> None:
         self.last_s = self.clock()
 
-    def listen(self, *signals: signal.Signals, leave: bool = False) -> None:
-        """Takes each of these signals for a wish, with `leave` also to end; only in the main thread. What handled them
-        before is called, too."""
+    def listen(self, *signals: signal.Signals) -> None:
+        """Takes each of these signals for a wish; only in the main thread. What handled them before is called, too."""
         for number in signals:
             before = signal.getsignal(number)
-            signal.signal(number, lambda *arguments, then=before: self._hear(leave, then, *arguments))
+            signal.signal(number, lambda *arguments, then=before: self._hear(then, *arguments))
 
     def now(self) -> float:
         """1.0 when this rank wants a save, else 0.0: what goes into the reduction."""
         due = self.rank == 0 and 0 < self.schedule.every_s <= self.clock() - self.last_s
         wish = float(self.signalled or due or (self.rank == 0 and self._file.exists()))
-        return wish + LEAVE if self.leaving else wish
+        return wish + LEAVE if self.leaving.wanted() else wish
 
     def granted(self) -> None:
         """A save has begun: whoever wished has it."""
@@ -82,8 +82,7 @@ class Wishes:
     def _file(self) -> Path:
         return self.save / names.SAVE_NOW
 
-    def _hear(self, leave: bool, then: object, number: int, frame: FrameType | None) -> None:
+    def _hear(self, then: object, number: int, frame: FrameType | None) -> None:
         self.signalled = True
-        self.leaving = self.leaving or leave
         if callable(then):
             then(number, frame)
