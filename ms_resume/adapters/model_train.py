@@ -1,11 +1,13 @@
 """Checkpoints for users of `Model.train`: a run that was killed goes on at the exact batch, bit for bit.
 
-resume = ResumeCallback("out", network, optimizer, dataset, save_every=100)
+resume = ResumeCallback("out", network, optimizer, dataset, save_every=100, leave_on=[signal.SIGTERM])
 model.train(epochs, dataset, callbacks=[resume], initial_epoch=resume.initial_epoch)
+sys.exit(50 if resume.left else 0)
 """
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,7 @@ def ResumeCallback(  # for its users it is a class: MindSpore's Callback, made w
     resume: bool = True,
     components: Sequence[Component] = (),
     settings: Settings | None = None,
+    leave_on: Sequence[signal.Signals] = (),
     **start: Any,
 ) -> Any:
     """A callback for `Model.train`. Making it restores network, optimizer, random state, and the data's position.
@@ -41,18 +44,20 @@ def ResumeCallback(  # for its users it is a class: MindSpore's Callback, made w
         resume: Go on from the newest whole checkpoint, or begin where there was never one. False begins, and is refused
             where there are checkpoints.
         components: What else the next step depends on: a loss scale, counters.
+        leave_on: Signals after which all ranks save and end training when a step is done; the ranks tell each other of
+            them after each step.
         start: Further arguments of `Checkpointer.start`.
 
     Returns:
         The callback. Its `initial_epoch` goes to `Model.train`; it is the number of epochs when nothing is left to do,
-        which `Model.train` refuses.
+        which `Model.train` refuses. Its `left` says whether training ended early, on request.
 
     Raises:
         MsResumeError: As `Checkpointer.start`.
         UsageError: The data set has no steps, or `save_every` is not positive.
     """
     return callbacks.callback(
-        _Training(save, network, optimizer, dataset, save_every, resume, components, settings, start)
+        _Training(save, network, optimizer, dataset, save_every, resume, components, settings, leave_on, start)
     )
 
 
@@ -67,6 +72,7 @@ class _Training:
         resume: bool,
         components: Sequence[Component],
         settings: Settings | None,
+        leave_on: Sequence[signal.Signals],
         start: dict[str, Any],
     ) -> None:
         self._steps = int(dataset.get_dataset_size())
@@ -84,16 +90,33 @@ class _Training:
             steps_per_epoch=self._steps,
             settings=settings,
         )
+        self._listens = bool(leave_on)
+        if leave_on:
+            self._checkpointer.leave_on(*leave_on)
         at = self._checkpointer.start(resume=resume and Path(save).exists(), **start)
         self._done = at.epoch * self._steps + at.step
         self.initial_epoch = at.epoch
         dataset.set_init_step(self._done)  # the pipeline goes on there, in the order of the epoch that it was in
 
-    def step_done(self) -> None:
-        """In a callback parameters do not change until it returns, so the copy has to be made by then."""
+    @property
+    def left(self) -> bool:
+        return self._checkpointer.left
+
+    def begins(self, loads_a_file: bool) -> None:
+        if loads_a_file:
+            raise UsageError(
+                "OnRequestExit(save_ckpt=True) is among the callbacks: it puts its own file, where there is one, over "
+                "what was resumed, and swallows SIGTERM unless MS_ENABLE_GRACEFUL_EXIT=1",
+                hint="take it out: ResumeCallback(leave_on=[signal.SIGTERM]) saves and ends training",
+            )
+
+    def step_done(self) -> bool:
+        """Whether training is to end, which saves. In a callback parameters do not change until it returns, so the copy
+        has to be made by then."""
         self._done += 1
         if self._done % self._save_every == 0:
             self._save()
+        return self._listens and self._checkpointer.leaves(self._checkpointer.gather_wishes())
 
     def trained(self) -> None:
         self._save()

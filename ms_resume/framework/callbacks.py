@@ -10,20 +10,34 @@ class Trained(Protocol):
 
     initial_epoch: int
 
-    def step_done(self) -> None: ...
+    @property
+    def left(self) -> bool: ...
+
+    def begins(self, loads_a_file: bool) -> None: ...
+
+    def step_done(self) -> bool: ...
 
     def trained(self) -> None: ...
 
 
 def callback(owner: Trained) -> Any:
     """`Model.train` takes subclasses of its own Callback only, which is there once MindSpore is imported."""
-    from mindspore.train import Callback
+    from mindspore.train import Callback, OnRequestExit
 
     class ResumeCallback(Callback):  # type: ignore[misc]  # MindSpore ships no types
         initial_epoch = owner.initial_epoch
 
+        @property
+        def left(self) -> bool:
+            return owner.left
+
+        def on_train_begin(self, run_context: Any) -> None:
+            others = run_context.original_args().list_callback
+            owner.begins(any(isinstance(other, OnRequestExit) and other.save_ckpt for other in others))
+
         def on_train_step_end(self, run_context: Any) -> None:
-            owner.step_done()
+            if owner.step_done():
+                run_context.request_stop()
 
         def on_train_end(self, run_context: Any) -> None:
             owner.trained()

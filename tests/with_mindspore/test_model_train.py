@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import signal
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +18,7 @@ from mindspore import nn, train
 import ms_resume
 from ms_resume.adapters.model_train import ResumeCallback
 from ms_resume.errors import DirectoryNotEmpty, UsageError
+from ms_resume.resume import leaving
 
 STEPS, EPOCHS = 5, 3
 SETTINGS = ms_resume.Settings(heartbeat_s=0)
@@ -33,7 +38,9 @@ class Kill(train.Callback):
             raise KeyboardInterrupt
 
 
-def trained(save: Path, kill: Kill, **given: Any) -> dict[str, bytes]:
+def trained(
+    save: Path, kill: train.Callback, *others: train.Callback, left: list[bool] | None = None, **given: Any
+) -> dict[str, bytes]:
     """A run in a new process, as far as one process can have it: everything is built and seeded anew."""
     ms.set_seed(7)
     ms.dataset.config.set_seed(7)
@@ -45,9 +52,11 @@ def trained(save: Path, kill: Kill, **given: Any) -> dict[str, bytes]:
     model = train.Model(network, loss_fn=nn.MSELoss(), optimizer=optimizer)
     resume = ResumeCallback(save, network, optimizer, dataset, settings=SETTINGS, **{"save_every": 2, **given})
     try:
-        model.train(EPOCHS, dataset, callbacks=[kill, resume], initial_epoch=resume.initial_epoch)
+        model.train(EPOCHS, dataset, callbacks=[kill, *others, resume], initial_epoch=resume.initial_epoch)
     except KeyboardInterrupt:
         pass
+    if left is not None:
+        left.append(resume.left)
     return {parameter.name: parameter.asnumpy().tobytes() for parameter in optimizer.get_parameters()}
 
 
@@ -72,6 +81,66 @@ def test_killed_and_resumed(after: int, whole: tuple[list[str], dict[str, bytes]
     assert start in (after - 4, after - 2)  # the save of its own step is not begun, the one before may be under way
     assert resumed.seen == batches[start:]
     assert again == end
+
+
+@pytest.fixture
+def another_run() -> Iterator[None]:
+    """This process goes on after a run that has left, as none does: nobody listens any more."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+    if leaving._EAR is not None:
+        leaving._EAR._who.clear()
+
+
+class Ask(train.Callback):
+    """Sends the signal in the middle of a step, as a scheduler does."""
+
+    def __init__(self, at: int) -> None:
+        super().__init__()
+        self.at, self.seen = at, []
+
+    def on_train_step_begin(self, run_context: Any) -> None:
+        batch = run_context.original_args().train_dataset_element[0]
+        self.seen.append(hashlib.sha256(batch.asnumpy().tobytes()).hexdigest()[:8])
+        if len(self.seen) == self.at:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.2)
+
+
+@pytest.mark.usefixtures("another_run")
+@pytest.mark.parametrize("at", [3, 8])
+def test_asked_to_leave(at: int, whole: tuple[list[str], dict[str, bytes]], tmp_path: Path) -> None:
+    """The step is done and saved, whatever `save_every` says; the next start goes on with the next batch. MindSpore's
+    OnRequestExit, which puts its own handler over ours, takes nothing away."""
+    batches, end = whole
+    asked, resumed = Ask(at), Kill()
+    swallows = train.OnRequestExit(save_ckpt=False, save_mindir=False)
+    left: list[bool] = []
+    trained(tmp_path, asked, swallows, left=left, save_every=100, leave_on=[signal.SIGTERM])
+    again = trained(tmp_path, resumed, left=left)
+
+    assert asked.seen == batches[:at]
+    assert left == [True, False]
+    assert resumed.seen == batches[at:]
+    assert again == end
+
+
+@pytest.mark.usefixtures("another_run")
+def test_on_request_exit_swallows_the_signal(whole: tuple[list[str], dict[str, bytes]], tmp_path: Path) -> None:
+    """What MindSpore does alone, with no MS_ENABLE_GRACEFUL_EXIT: it trains to the end. Should that change, docs do."""
+    asked = Ask(3)
+    trained(tmp_path, asked, train.OnRequestExit(save_ckpt=False, save_mindir=False))
+
+    assert asked.seen == whole[0]
+
+
+def test_what_loads_over_a_resume_is_refused(tmp_path: Path) -> None:
+    """OnRequestExit would put its own file over the weights that were resumed."""
+    other = train.OnRequestExit(save_mindir=False, directory=str(tmp_path / "other"))
+
+    with pytest.raises(UsageError, match="over what was resumed"):
+        trained(tmp_path / "save", Kill(), other)
 
 
 def test_a_fresh_start_is_asked_for(tmp_path: Path) -> None:
