@@ -295,11 +295,12 @@ def beyond(toy: Toy, step: int, ordinal: int = 1) -> Callable[[], bool]:
     return lambda: (pulse_of(toy, 0, ordinal).get("position") or [0, 0]) >= [0, step]
 
 
-def test_sigterm_saves_and_leaves(toy: Toy):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_saves_and_leaves(toy: Toy, number: int):
     """The ranks hear of it, which msrun would not tell them; they save where they are; exit 50."""
     supervisor = Supervisor(toy, steps=1000)
     supervisor.wait_for(beyond(toy, 7))
-    supervisor.process.terminate()
+    supervisor.process.send_signal(number)
 
     assert supervisor.ends() == 50
     assert [end["class"] for end in toy.ends] == ["preempted"]
@@ -307,6 +308,19 @@ def test_sigterm_saves_and_leaves(toy: Toy):
     assert latest is not None
     assert latest.position.step >= 7
     assert toy.ends[0]["checkpoint"] == latest.position.to_json()
+
+
+def test_a_rank_that_does_not_leave_in_time(toy: Toy, monkeypatch: pytest.MonkeyPatch):
+    """It was asked, and waits for something that never comes: it ends itself, and is not started again for it."""
+    monkeypatch.setenv("MS_RESUME_GRACE_S", "0.5")
+    toy.breaks({"rank": 0, "at": 7, "do": "asked"})
+    summary = run.supervise(toy.plan())
+
+    assert (summary.action.what, summary.action.exit_code) == ("leave", 143)
+    assert [(end["class"], end["rank"], end["exit_code"]) for end in toy.ends] == [("interrupted", 0, 143)]
+    latest = locate.latest(toy.save).checkpoint
+    assert latest is not None
+    assert str(latest.position) == "0_5"
 
 
 def test_a_supervisor_that_is_killed_takes_over(toy: Toy):

@@ -104,6 +104,9 @@ def do(what: str, save: Path) -> None:
         os._exit(0)
     elif what == "deaf":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    elif what == "asked":
+        os.kill(os.getpid(), signal.SIGTERM)
+        a_call_that_never_returns()
     elif what == "hang":
         a_call_that_never_returns()
     elif what == "balloon":

@@ -47,6 +47,7 @@ _NAP_S = 0.2
 _RETRY_S = 5.0
 _TERMINATED = 128 + signal.SIGTERM
 _ASKED_BETWEEN = Action("leave", "asked to end between two attempts", exit_code=_TERMINATED)
+_ASK = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -371,15 +372,15 @@ def _make_dirs(plan: Plan) -> None:
 
 @contextmanager
 def _listening() -> Iterator[Callable[[], bool]]:
-    """Tells whether SIGTERM or SIGINT came, while it lasts. A second one does not make the ranks hurry; a terminal that
-    is closed is no reason to end."""
+    """Tells whether SIGTERM, SIGINT or Slurm's SIGUSR1 came, while it lasts. A second one does not make the ranks
+    hurry; a terminal that is closed is no reason to end."""
     heard: list[int] = []
 
     def hear(number: int, frame: FrameType | None) -> None:
         if number != signal.SIGHUP:  # a handler, because what is ignored stays so in the ranks
             heard.append(number)
 
-    before = {number: signal.signal(number, hear) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+    before = {number: signal.signal(number, hear) for number in (*_ASK, signal.SIGHUP)}
     try:
         yield lambda: bool(heard)
     finally:
