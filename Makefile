@@ -6,7 +6,7 @@ export VENV ?= $(CURDIR)/.venv
 RUN = PATH="$(VENV)/bin:$$PATH"
 SCRIPTS := .ci/run $(wildcard launch/*.sh scripts/*.sh)
 
-.PHONY: help setup demo kills exact supervise faults damage fuzz faults-peers bench-save bench-load bench-locate recover-real test lint format clean distclean
+.PHONY: help setup demo kills exact leave supervise faults damage fuzz faults-peers bench-save bench-load bench-locate recover-real test lint format clean distclean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -22,6 +22,9 @@ kills: setup ## the default run with five random SIGKILLs, compared with an undi
 
 exact: setup ## 500 kills in all settings, each run compared bit for bit with an undisturbed one; 40 minutes
 	cd tests && PYTHONPATH=$(CURDIR)/examples $(RUN) python -m exact $(ARGS)
+
+leave: setup ## 200 requests to leave in all settings and phases, 50 under msrun, compared bit for bit; half an hour
+	cd tests && PYTHONPATH=$(CURDIR)/examples $(RUN) python -m leave $(ARGS)
 
 supervise: setup ## a supervised run under msrun, disturbed ten times, compared with an undisturbed one; ten minutes
 	cd tests && PYTHONPATH=$(CURDIR)/examples $(RUN) python -m supervised --report $(CURDIR)/benchmarks/results/supervise $(ARGS)

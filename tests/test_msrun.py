@@ -13,9 +13,11 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+from leave import ranks
 
 from ms_resume import locate, verify
 from ms_resume.ondisk import names
@@ -109,6 +111,21 @@ def test_random_kills_leave_no_trace(demo, tmp_path):
     assert run.stdout.count("killed") >= 5
     [(generated, given_back)] = re.findall(r"rollouts: (\d+) generated, (\d+) given back", run.stdout)
     assert int(given_back) >= 0 < int(generated)
+
+
+def test_one_rank_is_asked_to_leave(demo, tmp_path, monkeypatch):
+    """SIGTERM to one worker, drawn anew by the date: both leave at one position, the run goes on from it bit for bit.
+
+    With nine signals to single processes in `test_leave.py` that is a twentieth of what `make leave` does.
+    """
+    for name, value in environment().items():
+        monkeypatch.setenv(name, value)
+    seed = int(os.environ.get("LEAVE_SEED", time.strftime("%Y%m%d")))
+    print(f"LEAVE_SEED={seed}")
+    line = ranks.chain(1, seed, tmp_path / "o", reuse=demo[0], config=CONFIG)
+
+    assert (line["signals"], line["equal"], line["differ"]) == (1, True, 0)
+    assert line["tensors"] > 100
 
 
 def test_what_msrun_left_is_valid_to_the_last_byte(finished):

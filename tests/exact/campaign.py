@@ -66,15 +66,15 @@ def read(results: Path = RESULTS) -> list[dict[str, Any]]:
     return [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
 
 
-def summary(lines: Iterable[dict[str, Any]]) -> str:
+def summary(lines: Iterable[dict[str, Any]], what: str = "kills") -> str:
     """How many kills of each kind were followed by a run that ended bit for bit as the undisturbed one."""
     found = list(lines)
     rows = []
     for kind in ("single", "msrun"):
         of_kind = [line for line in found if line["kind"] == kind]
-        kills = sum(line["kills"] for line in of_kind)
-        equal = sum(line["kills"] for line in of_kind if line["equal"])
-        rows.append(f"{kind}: {equal} of {kills} kills bit-identical, {len(of_kind)} chains")
+        struck = sum(line[what] for line in of_kind)
+        equal = sum(line[what] for line in of_kind if line["equal"])
+        rows.append(f"{kind}: {equal} of {struck} {what} bit-identical, {len(of_kind)} chains")
     return "\n".join(rows)
 
 

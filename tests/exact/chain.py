@@ -8,6 +8,7 @@ import shutil
 import signal
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -74,7 +75,8 @@ def run(server: Server, setting: Setting, seed: int, directory: Path, most: int 
     saved = True
     while True:
         plan = _plan(chance, again=chain.kills.total() > 0) if chain.kills.total() < most else None
-        status, saves = _launch(server, setting, save, log, plan, chain)
+        status, heard = launch(server, setting, save, log, chain.generated, plan)
+        saves = heard["save"]
         if status == signal.SIGKILL and plan is not None:
             chain.kills[plan[0]] += 1
             chain.in_a_row += not saved
@@ -103,19 +105,26 @@ def _plan(chance: random.Random, *, again: bool) -> tuple[str, int, float]:
     return phase, nth, LONGEST_S.get(phase, 0.06) * chance.random() ** 2
 
 
-def _launch(
-    server: Server, setting: Setting, save: Path, log: Path, plan: tuple[str, int, float] | None, chain: Chain
-) -> tuple[int, int]:
-    """Wait status, and how many saves it began."""
-    launch = server.launch(save, str(setting), resume=True, log=log)
+def launch(
+    server: Server,
+    setting: Setting,
+    save: Path,
+    log: Path,
+    generated: Counter[int],
+    plan: tuple[str, int, float] | None = None,
+    strike: Callable[[int], object] = lambda pid: os.kill(pid, signal.SIGKILL),
+) -> tuple[int, Counter[str]]:
+    """One launch, struck as planned; its wait status, and how often it began each phase."""
+    running = server.launch(save, str(setting), resume=True, log=log)
     heard: Counter[str] = Counter()
-    for phase, step in launch:
+    for phase, step in running:
         heard[phase] += 1
         if phase == "update" and (step + 1) % tiny_sizes.STEPS_PER_EPOCH == 0:
             phase, heard["epoch"] = "epoch", heard["epoch"] + 1
         if phase == "generate":
-            chain.generated[step] += 1
+            generated[step] += 1
         if plan and (phase, heard[phase]) == plan[:2]:
             time.sleep(plan[2])
-            os.kill(launch.pid, signal.SIGKILL)
-    return server.ended(), heard["save"]
+            strike(running.pid)
+            heard["struck"] += 1
+    return server.ended(), heard

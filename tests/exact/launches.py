@@ -122,8 +122,7 @@ def _train(request: dict[str, Any], lines: int) -> None:
             os.write(lines, f"{phase} {step}\n".encode())
 
         trainer = Trainer(Path(request["save"]), Setting.parse(request["setting"]), hear)
-        trainer.run(resume=request["resume"])
-        code = 0
+        code = 0 if trainer.run(resume=request["resume"]) else 50
     except BaseException:  # noqa: BLE001  # the edge of the process: the log has it, the exit code says so
         import traceback
 

@@ -28,7 +28,7 @@ def chain(kills: int, seed: int, directory: Path, *, reuse: Path | None = None) 
         SystemExit: It did not go as planned.
     """
     began = time.monotonic()
-    config = _long_enough(directory)
+    config = long_enough(directory)
     command = [sys.executable, str(EXAMPLE / "random_kills.py"), "--config", str(config), "--output", str(directory)]
     command += [
         "--kills",
@@ -60,7 +60,7 @@ def chain(kills: int, seed: int, directory: Path, *, reuse: Path | None = None) 
     }
 
 
-def _long_enough(directory: Path) -> Path:
+def long_enough(directory: Path) -> Path:
     """The smallest configuration with room for a chain: 84 steps, of which a launch that is killed does five or six."""
     text = CONFIG.read_text()
     assert "epochs: 4\n" in text

@@ -20,7 +20,8 @@ from mindspore.experimental import optim as experimental
 
 import ms_resume
 from exact.settings import Setting
-from exact.tiny_sizes import ACCUMULATE, BATCH, EPOCHS, INPUTS, SAMPLES, SAVE_EVERY, SEED, TOKENS
+from exact.tiny_sizes import ACCUMULATE, BATCH, EPOCHS, EVALUATE_EVERY, INPUTS, SAMPLES, SAVE_EVERY, SEED, TOKENS
+from ms_resume.resume.leaving import Leaving
 
 STEEP = 64.0
 """So that the loss scale overflows now and then: float32 ends at 2**128."""
@@ -135,8 +136,11 @@ class Trainer:
             self.draws,
         ]
 
-    def run(self, *, resume: bool, stop: int | None = None) -> None:
-        """Trains to the end, or leaves at the top of a step as a killed process would: without a save of its own."""
+    def run(self, *, resume: bool, stop: int | None = None) -> bool:
+        """Trains to the end, or until it is asked to leave: False. With `stop` it ends at the top of that step as a
+        killed process would: without a save of its own."""
+        leaving = Leaving()
+        leaving.listen()
         self._hear("start", -1)
         checkpointer = ms_resume.Checkpointer(
             self._save,
@@ -147,24 +151,32 @@ class Trainer:
             steps_per_epoch=self.cursor.steps_per_epoch,
             config={"example_config": self._setting.as_json()},
             settings=ms_resume.Settings(save_format=self._setting.format, heartbeat_s=0, keep_last=2),
+            leaving=leaving,
             say=lambda text: None,
         )
         with checkpointer:
             position = checkpointer.start(resume=resume)
             self.rollouts = checkpointer.rollouts()
-            metrics = {"reward": 0.0}
+            metrics, wishes = {"reward": 0.0}, checkpointer.wishes
             for epoch in range(position.epoch, self._epochs):
                 first = position.step if epoch == position.epoch else 0
                 for step, indices in enumerate(self.cursor.epoch(), first):
                     if stop == self.counters.step:
                         checkpointer.wait()
-                        return
-                    if step % SAVE_EVERY == 0 and checkpointer.begin(epoch, step, metrics):
+                        return False
+                    leaves = checkpointer.leaves(wishes)
+                    if (leaves or step % SAVE_EVERY == 0) and checkpointer.begin(epoch, step, metrics):
                         self._hear("save", self.counters.step)
+                    if leaves:
+                        return False
                     metrics = self._step(checkpointer, indices)
+                    if self.counters.step % EVALUATE_EVERY == 0:
+                        self._evaluate()
+                    wishes = checkpointer.wish()
             self._hear("save", self.counters.step)
             checkpointer.save(self._epochs, 0, metrics)
         self._hear("end", self.counters.step)
+        return True
 
     def _step(self, checkpointer: ms_resume.Checkpointer, indices: Any) -> dict[str, float]:
         began, number = time.monotonic(), self.counters.step
@@ -185,6 +197,12 @@ class Trainer:
         )  # fmt: skip  # one line of the log
         self.counters.step += 1
         return {"reward": float(rewards.mean())}
+
+    def _evaluate(self) -> None:
+        """Over all samples, without chance: it changes nothing that a later step computes."""
+        self._hear("evaluate", self.counters.step)
+        found = self._logits(Tensor(self._inputs)).asnumpy().argmax(-1)
+        self._hear("evaluated", int((found == self._answers).sum()))
 
     def _generate(self, number: int, indices: Any) -> dict[str, Any]:
         self._hear("generate", number)

@@ -7,4 +7,5 @@ STEPS_PER_EPOCH = SAMPLES // BATCH
 SAVE_EVERY = 4
 """No multiple of `ACCUMULATE`: saves come in the middle of a sum."""
 ACCUMULATE = 3
+EVALUATE_EVERY = 5
 SEED = 11

@@ -1,0 +1,53 @@
+"""The leaving campaign at its smallest: a twentieth of it, drawn anew by the date; and that it can say no."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import random
+import time
+from pathlib import Path
+
+import pytest
+from exact import campaign as runs
+from exact import settings
+from exact.campaign import Wanted
+from leave import campaign, standing
+from runs import tiny_run
+
+SIGNALS = 9
+"""And one more to a worker of msrun, in `test_msrun.py`."""
+SEED = int(os.environ.get("LEAVE_SEED", time.strftime("%Y%m%d")))
+
+
+@pytest.mark.skipif(importlib.util.find_spec("mindspore") is None, reason="MindSpore is not installed")
+def test_a_twentieth_of_the_campaign(tmp_path: Path) -> None:
+    """Nine signals in one setting: each leaves a whole checkpoint of the next step, no step is done twice, and the run
+    ends bit for bit as the one that nobody asked."""
+    print(f"LEAVE_SEED={SEED}")
+    drawn = tuple(random.Random(SEED).sample(settings.pairwise(), 1))
+    done = campaign.singles(Wanted(SIGNALS, SEED, drawn, tmp_path, tmp_path / "results.jsonl"))
+
+    assert [(one.equal, one.lost) for one in done] == [(True, 0)] * len(done), "\n".join(map(str, done))
+    assert sum(one.asked.total() for one in done) >= SIGNALS
+    said = runs.summary(runs.read(tmp_path / "results.jsonl"), "signals")
+    assert said.startswith(f"single: {SIGNALS} of {SIGNALS} signals bit-identical")
+
+
+def test_what_stands_is_looked_at(tmp_path: Path) -> None:
+    """Another position, a flipped bit, and nothing at all are noticed."""
+    tiny_run(tmp_path, stop=(0, 7)).ok()
+    standing.check(tmp_path, (0, 5), "here")
+
+    with pytest.raises(SystemExit, match=r"here: it left 0_5 in .*, expected 0_6"):
+        standing.check(tmp_path, (0, 6), "here")
+    file = tmp_path / "train/rank_1/policy_model_rank_1-0_5.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.chmod(0o644)
+    file.write_bytes(content)
+    with pytest.raises(SystemExit, match="not whole"):
+        standing.check(tmp_path, (0, 5), "here")
+    (tmp_path / "new").mkdir()
+    with pytest.raises(SystemExit, match="it left nothing"):
+        standing.check(tmp_path / "new", (0, 5), "here")
