@@ -131,7 +131,9 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=9, help="of each row (9)")
     parser.add_argument("--only", default="", metavar="TEXT", help="rows whose name contains this")
     parser.add_argument("--directory", type=Path, help="on the disk that is measured (a temporary one)")
-    parser.add_argument("--report", type=Path, metavar="FILE", help="tables to FILE.md, all numbers to FILE.json")
+    parser.add_argument(
+        "--report", type=Path, metavar="FILE", help="tables to FILE.md, all numbers to FILE.json, after each size"
+    )
     arguments = parser.parse_args()
     results: dict[str, Any] = {"versions": versions(), "loads": []}
     report = ["# Results of `make bench-load`", "", ", ".join(f"{k} {v}" for k, v in versions().items()) + ".", ""]
@@ -146,10 +148,10 @@ def main() -> int:
             results["loads"].append({"bytes": size, "tensors": tensors, "rows": [asdict(m) for m in found]})
             report.append(markdown(title, rows, HEADINGS))
             console.print(table(title, rows, HEADINGS))
-    if arguments.report:
-        arguments.report.parent.mkdir(parents=True, exist_ok=True)
-        arguments.report.with_suffix(".json").write_text(json.dumps(results) + "\n")
-        arguments.report.with_suffix(".md").write_text("\n".join(report))
+            if arguments.report:
+                arguments.report.parent.mkdir(parents=True, exist_ok=True)
+                arguments.report.with_suffix(".json").write_text(json.dumps(results) + "\n")
+                arguments.report.with_suffix(".md").write_text("\n".join(report))
     return 0
 
 

@@ -79,7 +79,7 @@ class Arrays(dict[str, "NDArray[Any]"]):
         return from_array(self[name])
 
     def infos(self) -> dict[str, TensorInfo]:
-        return {name: TensorInfo(_form(array.dtype)[0], _shape(array)) for name, array in self.items()}
+        return {name: TensorInfo(_form(array.dtype)[0], array.shape) for name, array in self.items()}
 
     def place(self, name: str, value: HostTensor) -> None:
         self[name][...] = to_array(value)
@@ -102,7 +102,7 @@ def from_array(array: NDArray[Any]) -> HostTensor:
     dtype, little_endian = _form(array.dtype)
     flat = np.ascontiguousarray(array, little_endian).reshape(-1)
     data = flat.view(np.uint8).data if flat.size else memoryview(b"")
-    return HostTensor(dtype, _shape(array), data)
+    return HostTensor(dtype, array.shape, data)
 
 
 @functools.cache
@@ -121,17 +121,6 @@ def writable(array: NDArray[Any]) -> memoryview | None:
     if not (array.size and flags.c_contiguous and flags.writeable) or array.dtype != _form(array.dtype)[1]:
         return None
     return array.reshape(-1).view(np.uint8).data
-
-
-def address_of(view: memoryview) -> int:
-    """Where the bytes of a flat view lie."""
-    import numpy as np
-
-    return int(np.frombuffer(view, np.uint8).__array_interface__["data"][0])
-
-
-def _shape(array: NDArray[Any]) -> tuple[int, ...]:
-    return tuple(int(size) for size in array.shape)
 
 
 def to_array(value: HostTensor) -> NDArray[Any]:

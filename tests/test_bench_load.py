@@ -37,6 +37,20 @@ def test_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
         assert text in report.with_suffix(".md").read_text()
 
 
+def test_what_was_measured_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run over all sizes takes an hour, and may be ended before."""
+    report, measure = tmp_path / "load", bench_load.measure
+    monkeypatch.setattr(bench_load, "measure", lambda size, tensors, *rest: measure(size, 16 // (8 - tensors), *rest))
+    monkeypatch.setattr(load_rows, "rows", lambda: ROWS[:1])
+    words = ["bench_load.py", "--sizes", "64K", "--tensors", "4,8", "--rounds", "1", "--report", str(report)]
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(ZeroDivisionError):
+        bench_load.main()
+
+    assert len(json.loads(report.with_suffix(".json").read_text())["loads"]) == 1
+    assert report.with_suffix(".md").read_text().count("## ") == 1
+
+
 def test_a_row_that_loads_something_else_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A benchmark of nothing is fast."""
     copies = next(row for row in ROWS if row.name == "memcpy")

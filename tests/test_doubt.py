@@ -74,7 +74,8 @@ def test_the_third_tensor_fails(tmp_path: Path) -> None:
     with pytest.raises(NothingToResume, match="damaged"):
         broken.start(resume=True)
 
-    assert nets.found() >= {-1.0, 5.0}
+    assert 5.0 in nets.found()
+    assert nets.found() != {5.0}
     with pytest.raises(UsageError, match="not started"):
         broken.save(0, 6)
     for allowed in ({}, {"allow_fresh_start": True}):
@@ -181,7 +182,8 @@ def test_one_ranks_damage_is_every_ranks(tmp_path: Path, staged: bool) -> None:
         assert (first, second, said) == ({-1.0}, {-1.0}, "started")
     else:
         assert first == {5.0}
-        assert second >= {-1.0, 5.0}
+        assert 5.0 in second
+        assert second != {5.0}  # but the damaged bytes, or what was there before
         assert "may hold a part of a checkpoint" in said
 
 

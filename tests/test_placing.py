@@ -15,6 +15,7 @@ import numpy as np
 import own_trees
 import pytest
 import savers
+from safetensors.numpy import save_file
 
 from ms_resume import load, write
 from ms_resume.errors import Damaged, MsResumeError
@@ -236,6 +237,89 @@ def test_tensors_that_overlap(tmp_path: Path) -> None:
     live = Arrays(all=whole, part=whole[3:5])
     with pytest.raises(MsResumeError, match="does not hold what was placed"):
         loaded(Source(path, file), live)
+
+
+@pytest.mark.parametrize("order", [("all", "part"), ("part", "all")])
+def test_tensors_that_overlap_and_a_file_without_digests(tmp_path: Path, order: tuple[str, str]) -> None:
+    """Read in one call, the digest of one would be of what the other left there, and nothing else would tell."""
+    values = {"all": np.zeros(8), "part": np.ones(2)}
+    path = tmp_path / "theirs.safetensors"
+    save_file({name: values[name] for name in order}, path)
+    whole = np.zeros(8)
+    with pytest.raises(MsResumeError, match="does not hold what was placed"):
+        loaded(Source(path), Arrays(all=whole, part=whole[3:5]))
+
+
+def test_something_else_writes_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not damage: the next older checkpoint would fare no better."""
+    path, file = file_of(tmp_path, {"a": np.arange(4.0), "b": np.arange(5.0)})
+    live = Arrays(a=np.zeros(4), b=np.zeros(5))
+    source = Source(path, file)
+    read = os.preadv
+
+    def meddle(fd: int, views: Any, offset: int) -> int:
+        count = read(fd, views, offset)
+        live["a"][0] = 7
+        return count
+
+    monkeypatch.setattr(os, "preadv", meddle)
+    with pytest.raises(MsResumeError, match="'a' does not hold") as caught:
+        loaded(source, live)
+
+    assert not isinstance(caught.value, Damaged)
+
+
+@pytest.mark.parametrize("most", [1, 5, 100])
+def test_a_system_that_gives_less_than_was_asked_for(tmp_path: Path, most: int) -> None:
+    """A network file system, or a signal."""
+    held = {name: np.arange(n, n + 9.0) for n, name in enumerate("abc")}
+    path, file = file_of(tmp_path, held)
+    live = Arrays({name: np.zeros(9) for name in held})
+    source = Source(path, file)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "preadv", lambda fd, views, at, read=os.preadv: read(fd, [views[0][:most]], at))
+        loaded(source, live)
+
+    assert all(np.array_equal(live[name], array) for name, array in held.items())
+
+
+def test_small_ones_with_others_between_them(tmp_path: Path) -> None:
+    """Each lands in its own place, and the others are not read: one of them is damaged."""
+    held = {f"w{n:03}": np.full(3, n, np.float32) for n in range(700)}
+    path, file = file_of(tmp_path, held)
+    own_trees.flip_tensor(path, "w005")
+    live = Arrays({name: np.zeros(3, np.float32) for n, name in enumerate(held) if n % 7 not in (2, 5)})
+    load.place({"ref": Source(path, file)}, {"ref": live})
+
+    assert all(np.array_equal(array, held[name]) for name, array in live.items())
+
+
+def test_the_damaged_one_of_many_small_ones_is_named(tmp_path: Path) -> None:
+    """Though they are read in one call."""
+    held = {f"w{n:03}": np.full(3, n, np.float32) for n in range(300)}
+    path, file = file_of(tmp_path, held)
+    own_trees.flip_tensor(path, "w211")
+    with pytest.raises(Damaged) as caught:
+        loaded(Source(path, file), Arrays({name: np.zeros(3, np.float32) for name in held}))
+
+    assert caught.value.fields["tensor"] == "w211"
+
+
+def test_files_are_closed(tmp_path: Path) -> None:
+    """Whether it succeeds or not."""
+    held = {f"w{n}": np.full(5 * PIECE, n, np.uint8) for n in range(8)}
+    path, file = file_of(tmp_path, held)
+    live = Arrays({name: np.zeros_like(array) for name, array in held.items()})
+    loaded(Source(path, file), live)
+    own_trees.flip_tensor(path, "w3")
+    with pytest.raises(Damaged):
+        loaded(Source(path, file), live)
+
+    assert str(path) not in {os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd") if is_open(fd)}
+
+
+def is_open(fd: str) -> bool:
+    return os.path.lexists(f"/proc/self/fd/{fd}")
 
 
 def growth(work: Callable[[], object]) -> int:

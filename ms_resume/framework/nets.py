@@ -10,7 +10,7 @@ view on 2.10.0).
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 from ms_resume.errors import MsResumeError, NamesMismatch, UsageError
@@ -157,7 +157,12 @@ def _place(parameter: Any, value: HostTensor, name: str) -> None:
 
 
 def _info(parameter: Any) -> TensorInfo:
-    return TensorInfo(ckpt.DTYPES[str(parameter.dtype)], tuple(int(size) for size in parameter.shape))
+    return TensorInfo(_dtype(parameter.dtype), tuple(map(int, parameter.shape)))
+
+
+@cache
+def _dtype(dtype: Any) -> str:
+    return ckpt.DTYPES[str(dtype)]
 
 
 def array_of(value: HostTensor) -> Any:

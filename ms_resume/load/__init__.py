@@ -17,9 +17,10 @@ from ms_resume.load import doubt, placing
 from ms_resume.load.match import NONE, Gaps, LoadReport, match
 from ms_resume.load.source import Readable
 from ms_resume.ondisk import payload, sums
+from ms_resume.ondisk.direct import address_of
 from ms_resume.progress import Progress
 from ms_resume.records import TensorInfo
-from ms_resume.state import HostTensor, Tensors, address_of
+from ms_resume.state import HostTensor, Tensors
 
 _NOT_WEIGHTS = {"policy": {"epoch_num", "step_num"}}
 """Tensors that a payload holds for its position, not for the net."""
@@ -106,7 +107,7 @@ class Copy:
     def memory(self, name: str) -> memoryview:
         return self._memory[name]
 
-    def address(self, name: str) -> int:
+    def address(self, name: str) -> int | None:
         return address_of(self._memory[name])
 
     def read(self, name: str) -> HostTensor:
@@ -123,16 +124,17 @@ def size_of(sources: Mapping[str, Readable], live: Mapping[str, Tensors]) -> int
 
 
 def _place(sources: Mapping[str, Readable], live: Mapping[str, Tensors], tell: Progress) -> None:
+    roles: dict[str, placing.Role] = {}
+    for role, tensors in live.items():
+        names = _fitting(sources[role], role, tensors)
+        again = frozenset(names) & frozenset(roles["policy"].names) if role == "optimizer" and "policy" in roles else ()
+        roles[role] = placing.Role(sources[role], tensors, names, frozenset(again))
+    lies = placing.where(roles)
+    placed: dict[str, placing.Placed] = {}
     with sums.threads() as threads:
-        begun: dict[str, placing.Begun] = {}
-        placed: dict[str, placing.Placed] = {}
-        named: dict[str, list[str]] = {}
-        for role, tensors in live.items():
-            named[role] = _fitting(sources[role], role, tensors)
-            again = frozenset(named[role]) & frozenset(named.get("policy", ())) if role == "optimizer" else frozenset()
-            begun[role] = placing.begin(sources[role], tensors, named[role], again, threads, tell)
-        for role in live:
-            placed[role] = placing.finish(begun[role], placed.get("policy"), threads, tell)
+        begun = {name: placing.begin(role, lies[name], threads, tell) for name, role in roles.items()}
+        for name in roles:
+            placed[name] = placing.finish(begun[name], placed.get("policy"), threads, tell)
     placing.check_held(placed)
 
 

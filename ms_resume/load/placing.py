@@ -1,8 +1,8 @@
 """Tensors on their way from files into live memory: read, digested, and placed by several threads, each byte once.
 
-A thread reads a piece into a buffer of its own, sums it up while it is in the cache, and copies it to where the tensor
-lies: that is faster than to let the kernel write there, and no second copy of a model comes to be. What does not lie in
-host memory is read ahead, a few tensors at a time, and placed by the thread that asked, as MindSpore wants it.
+What lies in host memory is read to where it lies, and no second copy of a model comes to be. What does not, or shares
+its memory with another tensor, is read ahead, a few tensors at a time, and placed by the thread that asked, as
+MindSpore wants it.
 """
 
 from __future__ import annotations
@@ -11,29 +11,46 @@ from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from ms_resume.errors import Damaged, MsResumeError
 from ms_resume.load.source import Poured, Readable, pour
 from ms_resume.ondisk import payload, sums
+from ms_resume.ondisk.direct import address_of
 from ms_resume.progress import Progress
-from ms_resume.state import HostTensor, Tensors, address_of
+from ms_resume.state import HostTensor, Tensors
 
 _AHEAD_BYTES = 256 << 20
 """Of tensors that are read before they are placed, where each is read as a whole. A larger one is read alone."""
 
-_SMALL = 64 << 10
-"""Bytes that are copied in a few microseconds."""
+
+@dataclass(frozen=True)
+class Role:
+    """What is to be placed: `names`, but for `again`, weights that the policy's file holds, too, and that are placed
+    from there."""
+
+    source: Readable
+    tensors: Tensors
+    names: Collection[str]
+    again: frozenset[str]
+
+
+class Where(NamedTuple):
+    """Where a tensor's bytes lie, to be written by any thread."""
+
+    address: int
+    view: memoryview
+
+
+Lies = Mapping[str, Where]
 
 
 @dataclass(frozen=True)
 class Begun:
-    """A role that threads are at work on. `again` are weights that the policy's file holds, too, and that are placed
-    from there; `memory` has what is written where it lies, `apart` what is placed tensor by tensor."""
+    """A role that threads are at work on. `apart` is placed tensor by tensor."""
 
-    source: Readable
-    tensors: Tensors
-    again: frozenset[str]
-    memory: Mapping[str, memoryview]
+    role: Role
+    lies: Lies
     apart: tuple[str, ...]
     poured: Poured
 
@@ -46,40 +63,49 @@ class Placed:
     digests: Mapping[str, str]
 
 
-def begin(
-    source: Readable,
-    tensors: Tensors,
-    names: Collection[str],
-    again: frozenset[str],
-    threads: sums.Threads,
-    tell: Progress,
-) -> Begun:
+def where(roles: Mapping[str, Role]) -> dict[str, Lies]:
+    """By role, where those tensors lie that are in host memory, each by itself."""
+    found = {name: dict(_lying(role)) for name, role in roles.items()}
+    crowded = _overlapping(lies for placed in found.values() for lies in placed.values())
+    return {
+        name: {n: lies for n, lies in placed.items() if lies.address not in crowded} for name, placed in found.items()
+    }
+
+
+def _lying(role: Role) -> Iterator[tuple[str, Where]]:
+    memory = getattr(role.tensors, "memory", lambda name: None)
+    for name in role.names:
+        view = memory(name) if name not in role.again else None
+        if view and len(view) == payload.size_of(role.source.tensors[name]) and (address := address_of(view)):
+            yield name, Where(address, view)
+
+
+def begin(role: Role, lies: Lies, threads: sums.Threads, tell: Progress) -> Begun:
     """Sets the threads to work on everything that is not placed tensor by tensor."""
-    where = getattr(tensors, "memory", lambda name: None)
-    memory = {name: view for name in names if name not in again and (view := where(name))}
-    apart = tuple(name for name in names if name not in again and name not in memory)
+    apart = tuple(name for name in role.names if name not in role.again and name not in lies)
 
-    def sinks(name: str) -> list[sums.Sink]:
-        each: list[sums.Sink] = [threads.check, lambda piece: tell(len(piece))]
-        return [*each, _into(memory[name])] if name in memory else each
+    def told(count: int) -> None:
+        threads.check()
+        tell(count)
 
-    poured = pour(source, [name for name in names if name in memory or name in again], sinks, threads)
-    return Begun(source, tensors, again, memory, apart, poured)
+    names = [name for name in role.names if name in lies or name in role.again]
+    into = {name: found.view for name, found in lies.items()}
+    return Begun(role, lies, apart, pour(role.source, names, into, told, threads))
 
 
-def finish(role: Begun, policy: Placed | None, threads: sums.Threads, tell: Progress) -> Placed:
+def finish(begun: Begun, policy: Placed | None, threads: sums.Threads, tell: Progress) -> Placed:
     """Places what this thread has to, and waits for the others.
 
     Raises:
         Damaged: A digest does not hold, or a weight is not the policy's: two generations are mixed.
     """
-    digests = {}
-    for name, value in _read_ahead(role.source, role.apart, threads):
+    role, digests = begun.role, {}
+    for name, value in _read_ahead(role.source, begun.apart, threads):
         if len(value.data):
             role.tensors.place(name, value)
         digests[name] = payload.digest_of(value.data)
         tell(len(value.data))
-    digests |= role.poured()
+    digests |= begun.poured()
     for name in role.again:
         if policy is not None and digests[name] != policy.digests[name]:
             raise Damaged(
@@ -88,26 +114,24 @@ def finish(role: Begun, policy: Placed | None, threads: sums.Threads, tell: Prog
                 path=str(role.source.path),
                 tensor=name,
             )
-    return Placed(role, digests)
+    return Placed(begun, digests)
 
 
 def check_held(roles: Mapping[str, Placed]) -> None:
     """The live tensors hold what was placed.
 
-    Bytes that were written where a tensor lies are there if it lies there still, and nothing else was written over
-    them: then to look at its address is enough. Anything else is read once more.
+    Bytes that were written where a tensor lies are there if it lies there still: then to look at its address is enough.
+    Anything else is read once more.
 
     Raises:
         MsResumeError: A tensor does not.
     """
-    written = {role: {n: _stretch(v) for n, v in placed.begun.memory.items()} for role, placed in roles.items()}
-    crowded = _overlapping(stretch for placed in written.values() for stretch in placed.values())
     for role_name, placed in roles.items():
-        role = placed.begun
+        role = placed.begun.role
         lies_at = getattr(role.tensors, "address", lambda name: None)
         for name, digest in placed.digests.items():
-            stretch = written["policy" if name in role.again else role_name].get(name)
-            if stretch and stretch not in crowded and lies_at(name) == stretch[0]:
+            written = roles["policy" if name in role.again else role_name].begun.lies.get(name)
+            if written and lies_at(name) == written.address:
                 continue
             if (found := payload.digest_of(role.tensors.read(name).data)) != digest:
                 # Not Damaged: the file is right, so going back to older ones would only throw them away.
@@ -136,39 +160,13 @@ def _read_ahead(source: Readable, names: Iterable[str], threads: sums.Threads) -
         yield name, read.result()
 
 
-def _into(memory: memoryview) -> sums.Sink:
-    """Lets other threads run meanwhile, where the copy takes longer than to hand over to them and back."""
-    import numpy as np
-
-    at = 0
-
-    def copy(piece: memoryview) -> None:
-        nonlocal at
-        end = at + len(piece)
-        if len(piece) < _SMALL:
-            memory[at:end] = piece
-        else:
-            np.copyto(np.frombuffer(memory[at:end], np.uint8), np.frombuffer(piece, np.uint8))
-        at = end
-
-    return copy
-
-
-_Stretch = tuple[int, int]
-
-
-def _stretch(view: memoryview) -> _Stretch:
-    """Address and length."""
-    return address_of(view), len(view)
-
-
-def _overlapping(stretches: Iterable[_Stretch]) -> set[_Stretch]:
-    """Those of which a part is another one's."""
-    found: set[_Stretch] = set()
-    reached: _Stretch = (0, 0)
-    for stretch in sorted(stretches):
-        if stretch[0] < sum(reached):
-            found |= {stretch, reached}
-        if sum(stretch) > sum(reached):
-            reached = stretch
+def _overlapping(places: Iterable[Where]) -> set[int]:
+    """The addresses of those of which a part is another one's."""
+    found: set[int] = set()
+    reached = last = 0
+    for address, length in sorted((address, len(view)) for address, view in places):
+        if address < reached:
+            found |= {address, last}
+        if address + length > reached:
+            reached, last = address + length, address
     return found

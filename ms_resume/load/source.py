@@ -3,27 +3,41 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import threading
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol, TypeVar
 
 import xxhash
 
 from ms_resume import verify
 from ms_resume.errors import DiskError, MsResumeError
+from ms_resume.load import spread
 from ms_resume.ondisk import ckpt, payload, reading, sums
+from ms_resume.progress import Progress
 from ms_resume.records import Payload, TensorInfo
 from ms_resume.state import HostTensor
 
 Poured = Callable[[], dict[str, str]]
 """Waits until everything is read, and gives the digests by name; raises Damaged or DiskError."""
 
-_BATCH_BYTES = 8 << 20
+Works = tuple[list[tuple[Any, ...]], Callable[[], None]]
+"""What threads do, each a function and its arguments, and what comes after."""
+
+_BATCH_BYTES = 4 << 20
 """Of tensors of one file, which one thread reads one after the other."""
 
 _MOST_NAMES = 256
 """And so many of them, so that many small ones are not one thread's work."""
+
+_MOST_STREAMS = 8
+"""Descriptors of one file."""
+
+_SMALL = 64 << 10
+"""Bytes that are copied in a few microseconds."""
+
+_T = TypeVar("_T")
 
 
 class Readable(Protocol):
@@ -54,23 +68,30 @@ class NameMap(Protocol):
     def apply(self, source: Any, role: str | None = None) -> Readable: ...
 
 
-def pour(source: Readable, names: Collection[str], sinks: sums.OfTensor, threads: sums.Threads) -> Poured:
-    """Lets threads read the tensors `names`, each once and in order, into `sinks(name)`. Returns at once.
+def pour(
+    source: Readable, names: Collection[str], into: Mapping[str, memoryview], told: Progress, threads: sums.Threads
+) -> Poured:
+    """Lets threads read the tensors `names`, each once, to where `into` says they belong. Returns at once.
 
     A source whose own method `pour` does that in pieces is asked to; of another one each tensor is read as a whole.
-    Bytes may reach a sink before it is known that they are damaged.
+    Bytes are there before it is known that they are damaged.
+
+    Args:
+        into: Memory of its own for each tensor. Of a name without one only the digest is taken.
+        told: Called with bytes that are done, from any thread. What it raises ends the thread.
     """
     own = getattr(source, "pour", None)
     if own is not None:
-        poured: Poured = own(names, sinks, threads)
+        poured: Poured = own(names, into, told, threads)
         return poured
 
     def read(name: str) -> dict[str, str]:
         value, said = source.read(name), source.tensors[name]
         if (value.dtype, value.shape) != (said.dtype, said.shape):
             raise MsResumeError(f"{source.path}: {name!r} is {value.info}, expected {said}")
-        for sink in sinks(name):
-            sink(value.data)
+        if name in into:
+            _copy(value.data, into[name])
+        told(len(value.data))
         return {name: payload.digest_of(value.data)}
 
     parts = [threads.submit(read, name) for name in names]
@@ -111,14 +132,17 @@ class Source:
                     self._checked = True
             return HostTensor(info.dtype, info.shape, self._file.read(name))
 
-    def pour(self, names: Collection[str], sinks: sums.OfTensor, threads: sums.Threads) -> Poured:
+    def pour(
+        self, names: Collection[str], into: Mapping[str, memoryview], told: Progress, threads: sums.Threads
+    ) -> Poured:
         """As the function of that name, each byte of the file read at most once."""
 
         def reported(work: Callable[..., dict[str, str]], *arguments: Any) -> dict[str, str]:
             with _reported(self.path):
                 return work(*arguments)
 
-        works, end = self._file.works(names, sinks)
+        with _reported(self.path):
+            works, end = self._file.works(names, into, told, threads)
         parts = [threads.submit(reported, *work) for work in works]
 
         def finish() -> dict[str, str]:
@@ -144,18 +168,25 @@ class _Safetensors:
         with reading.opened(self.header.path) as file:
             return payload.read_tensor(file, self.header, name)
 
-    def works(self, names: Collection[str], sinks: sums.OfTensor) -> tuple[list[tuple[Any, ...]], Callable[[], None]]:
-        """What threads do, and what comes after: the CRCs of all tensors, each taken by itself, put together."""
+    def works(
+        self, names: Collection[str], into: Mapping[str, memoryview], told: Progress, threads: sums.Threads
+    ) -> Works:
+        """What comes after: the CRCs of all tensors, each taken by itself, put together."""
         wanted, has_crc = set(names), payload.has_crc(self.header)
         crcs: dict[str, sums.Crc] = {name: sums.Crc() for name in (self.tensors if has_crc else ())}
 
-        def read(batch: list[str]) -> dict[str, str]:
-            digests = {}
-            with reading.opened(self.header.path) as file:
-                for name in batch:
-                    into = [*sinks(name)] if name in wanted else []
-                    into += [crcs[name].update] if has_crc else []
-                    digests[name] = payload.check_tensor(file, self.header, name, into)
+        def sinks(name: str) -> list[sums.Sink]:
+            return [crcs[name].update] if has_crc else []
+
+        def tell(piece: memoryview) -> None:
+            told(len(piece))
+
+        def read(file: BinaryIO, batch: list[str]) -> dict[str, str]:
+            digests = spread.read(file, self.header, {name: into[name] for name in batch if name in into}, told, sinks)
+            for name in batch:
+                if name not in into:
+                    each = [threads.check, *sinks(name), *([tell] if name in wanted else ())]
+                    digests[name] = payload.check_tensor(file, self.header, name, each)
             return digests
 
         def end() -> None:
@@ -163,7 +194,10 @@ class _Safetensors:
                 with reading.opened(self.header.path) as file:
                     payload.join_crcs(self.header, file, lambda name: crcs[name].value)
 
-        return [(read, batch) for batch in _batches(self.tensors, crcs or wanted)], end
+        streams = _streams(list(_batches(self.tensors, crcs or wanted)), threads.count)
+        files = [threads.hold(reading.opened(self.header.path)) for _ in streams]
+        rounds = itertools.zip_longest(*streams)
+        return [(read, files[n], batch) for each in rounds for n, batch in enumerate(each) if batch], end
 
 
 class _Ckpt:
@@ -180,7 +214,13 @@ class _Ckpt:
     def read(self, name: str) -> memoryview:
         return ckpt.read_tensor(self._contents, name)
 
-    def works(self, names: Collection[str], sinks: sums.OfTensor) -> tuple[list[tuple[Any, ...]], Callable[[], None]]:
+    def works(
+        self, names: Collection[str], into: Mapping[str, memoryview], told: Progress, threads: sums.Threads
+    ) -> Works:
+        def sinks(name: str) -> list[sums.Sink]:
+            copied: list[sums.Sink] = [_copier(into[name])] if name in into else []
+            return [lambda piece: told(len(piece)), *copied]
+
         return [(self._read_all, names, sinks)], lambda: None
 
     def _read_all(self, names: Collection[str], sinks: sums.OfTensor) -> dict[str, str]:
@@ -202,6 +242,34 @@ def _batches(tensors: Mapping[str, TensorInfo], names: Collection[str]) -> Itera
             batch, filled = [], 0
     if batch:
         yield batch
+
+
+def _streams(batches: Sequence[_T], count: int) -> list[Sequence[_T]]:
+    """As many stretches of the file, each read by one descriptor from its begin to its end: read-ahead of the system
+    follows a descriptor, and starts anew where one jumps."""
+    length = max(1, -(-len(batches) // min(count, _MOST_STREAMS)))
+    return [batches[at : at + length] for at in range(0, len(batches), length)]
+
+
+def _copier(memory: memoryview) -> sums.Sink:
+    at = 0
+
+    def copy(piece: memoryview) -> None:
+        nonlocal at
+        _copy(piece, memory[at : at + len(piece)])
+        at += len(piece)
+
+    return copy
+
+
+def _copy(data: memoryview, memory: memoryview) -> None:
+    """Lets other threads run meanwhile, where it takes longer than to hand over to them and back."""
+    import numpy as np
+
+    if len(data) < _SMALL:
+        memory[:] = data
+    else:
+        np.copyto(np.frombuffer(memory, np.uint8), np.frombuffer(data, np.uint8))
 
 
 @contextlib.contextmanager

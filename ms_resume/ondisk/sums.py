@@ -12,7 +12,7 @@ import threading
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import lru_cache
 from typing import Any, BinaryIO, TypeVar
 
@@ -40,6 +40,11 @@ class Threads:
         self.failure: BaseException | None = None
         self._pool = ThreadPoolExecutor(self.count, "ms_resume read")
         self._stopped = threading.Event()
+        self._held = ExitStack()
+
+    def hold(self, file: BinaryIO) -> BinaryIO:
+        """Open until all of them have ended."""
+        return self._held.enter_context(file)
 
     def submit(self, work: Callable[..., T], *arguments: Any) -> Future[T]:
         return self._pool.submit(self._run, work, *arguments)
@@ -53,13 +58,14 @@ class Threads:
             self._stopped.set()
             raise
 
-    def check(self, piece: memoryview) -> None:
+    def check(self, piece: object = None) -> None:
         if self._stopped.is_set():
             raise Stopped
 
     def end(self) -> None:
         self._stopped.set()
         self._pool.shutdown(cancel_futures=True)
+        self._held.close()
 
 
 @contextmanager
@@ -87,6 +93,19 @@ def feed(file: BinaryIO, begin: int, length: int, sinks: Iterable[Sink]) -> int:
         left -= done
         if done < len(piece):
             break
+    return left
+
+
+def spread(file: BinaryIO, begin: int, views: Sequence[memoryview]) -> int:
+    """Reads what follows `begin` into one view after the other, in one call. Gives the number of bytes that the file is
+    short of."""
+    asked = sum(map(len, views))
+    if os.preadv(file.fileno(), views, begin) == asked:
+        return 0
+    left = asked  # a network file system may give less at a time
+    for view in views:
+        left -= _fill(file.fileno(), view, begin)
+        begin += len(view)
     return left
 
 
