@@ -221,7 +221,7 @@ BROKEN = [
     (against_the_layers, "ms_resume.repair", "from ms_resume.write import save"),
     (against_the_layers, "ms_resume.records", "from ms_resume.state import scalar"),
     (against_the_layers, "ms_resume.oddments", "from ms_resume.errors import Torn"),
-    (against_the_layers, "ms_resume.load.match", "if TYPE_CHECKING:\n    from ms_resume.resume import session"),
+    (against_the_layers, "ms_resume.load.names.match", "if TYPE_CHECKING:\n    from ms_resume.resume import session"),
     (hidden_imports, "ms_resume.locate", "from . import verify"),
     (hidden_imports, "ms_resume.locate", "importlib.import_module('ms_resume.verify')"),
     (mindspore_elsewhere, "ms_resume.state", "def f():\n    from mindspore import Tensor"),

@@ -20,8 +20,8 @@ from safetensors.numpy import save_file
 from test_architecture import loaded_after
 
 from ms_resume.errors import UsageError
-from ms_resume.load import listing
-from ms_resume.load.name_map import NameMap
+from ms_resume.load.names import listing
+from ms_resume.load.names.name_map import NameMap
 from ms_resume.records import TensorInfo
 from ms_resume.state import Arrays
 

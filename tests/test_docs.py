@@ -24,7 +24,7 @@ from ms_resume import cli
 from ms_resume.cli import diff, locate, ls, prune, recover, repair, show, verify
 from ms_resume.errors import ExitCode, MsResumeError
 from ms_resume.framework.group import Solo
-from ms_resume.load.match import LoadReport
+from ms_resume.load.names.match import LoadReport
 from ms_resume.ondisk import attempts, payload, torchzip, votes
 from ms_resume.records import Attempt, DeadStock, Located, Origin, Payload, Position, Rejection, TensorInfo, Vote
 from ms_resume.recover import plan, running

@@ -16,7 +16,7 @@ import test_payload
 
 from ms_resume import load
 from ms_resume.errors import Damaged, DiskError, MsResumeError, NamesMismatch, UsageError
-from ms_resume.load.match import match
+from ms_resume.load.names.match import match
 from ms_resume.load.source import Source
 from ms_resume.ondisk import names
 from ms_resume.records import Position, TensorInfo, Vote

@@ -17,7 +17,7 @@ from safetensors.numpy import save_file
 
 from ms_resume import load
 from ms_resume.errors import NamesMismatch, UsageError
-from ms_resume.load.match import Gaps, by_module, fitted, match
+from ms_resume.load.names.match import Gaps, by_module, fitted, match
 from ms_resume.load.source import Source
 from ms_resume.records import TensorInfo
 from ms_resume.resume import agree

@@ -16,9 +16,9 @@ from safetensors.numpy import save_file
 
 from ms_resume import load
 from ms_resume.errors import Damaged, NamesMismatch, UsageError
-from ms_resume.load.name_map import NameMap
-from ms_resume.load.recipes import Cast, Taken, castable, widens
-from ms_resume.load.rules import Rule
+from ms_resume.load.names.name_map import NameMap
+from ms_resume.load.names.recipes import Cast, Taken, castable, widens
+from ms_resume.load.names.rules import Rule
 from ms_resume.load.source import Source
 from ms_resume.records import TensorInfo
 from ms_resume.state import Arrays, HostTensor, to_array

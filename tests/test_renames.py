@@ -16,11 +16,11 @@ import model_names
 import pytest
 from model_names import MODELS, Infos, Model
 
-from ms_resume.load.causes import diagnose
-from ms_resume.load.likeness import nearest
-from ms_resume.load.match import match
-from ms_resume.load.name_map import NameMap
-from ms_resume.load.recipes import Cast, Cut, Joined, Picked, Recipe, Stacked, Taken, Transposed
+from ms_resume.load.names.causes import diagnose
+from ms_resume.load.names.likeness import nearest
+from ms_resume.load.names.match import match
+from ms_resume.load.names.name_map import NameMap
+from ms_resume.load.names.recipes import Cast, Cut, Joined, Picked, Recipe, Stacked, Taken, Transposed
 from ms_resume.records import TensorInfo
 
 Truth = dict[str, Any]

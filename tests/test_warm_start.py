@@ -19,7 +19,7 @@ from test_resume import error_of
 
 import ms_resume
 from ms_resume.errors import Damaged, DirectoryNotEmpty, Disagreement, LayoutMismatch, NamesMismatch, UsageError
-from ms_resume.load.name_map import NameMap
+from ms_resume.load.names.name_map import NameMap
 from ms_resume.load.views import Part
 from ms_resume.ondisk import attempts
 from ms_resume.records import Position

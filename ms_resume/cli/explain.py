@@ -12,9 +12,9 @@
     wrote map.yaml: give it to the load, or look at it with `--name-map map.yaml`
 
 Each is a `.safetensors` or `.ckpt` file, a checkpoint (SAVE for its newest, SAVE@E_S), or a list of names: text, JSON,
-what `ms-resume show --json` prints, or what a live net was dumped to (`ms_resume.load.listing.dump(path, policy=net)`).
-Exit code 0 where everything fits, 30 where not. Headers are read, values are not. docs/loading.md has the name map's
-rules.
+what `ms-resume show --json` prints, or what a live net was dumped to
+(`ms_resume.load.names.listing.dump(path, policy=net)`). Exit code 0 where everything fits, 30 where not. Headers are
+read, values are not. docs/loading.md has the name map's rules.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from typing import Any
 from ms_resume.cli import sides, tables
 from ms_resume.cli.sides import Side
 from ms_resume.errors import NamesMismatch, UsageError
-from ms_resume.load import listing
-from ms_resume.load.match import Gaps, LoadReport, match
-from ms_resume.load.name_map import NameMap
+from ms_resume.load.names import listing
+from ms_resume.load.names.match import Gaps, LoadReport, match
+from ms_resume.load.names.name_map import NameMap
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

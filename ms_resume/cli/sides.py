@@ -12,7 +12,8 @@ from ms_resume import layouts, locate
 from ms_resume.cli import directory, show
 from ms_resume.errors import Torn, UsageError
 from ms_resume.layouts import mindrlhf
-from ms_resume.load import huggingface, listing
+from ms_resume.load import huggingface
+from ms_resume.load.names import listing
 from ms_resume.ondisk import reading
 from ms_resume.records import ROLES, Position, TensorInfo
 

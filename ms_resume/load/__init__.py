@@ -14,7 +14,7 @@ from collections.abc import Mapping
 
 from ms_resume.errors import MsResumeError, NamesMismatch
 from ms_resume.load import doubt, placing
-from ms_resume.load.match import NONE, Gaps, LoadReport, match
+from ms_resume.load.names.match import NONE, Gaps, LoadReport, match
 from ms_resume.load.source import Readable
 from ms_resume.ondisk import payload, sums
 from ms_resume.ondisk.direct import address_of

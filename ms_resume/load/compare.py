@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import xxhash
 
-from ms_resume.load.recipes import floats
+from ms_resume.load.names.recipes import floats
 from ms_resume.ondisk import ckpt, payload, reading
 from ms_resume.progress import Progress
 

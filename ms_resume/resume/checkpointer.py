@@ -23,7 +23,7 @@ from ms_resume.framework import group as groups
 from ms_resume.framework import nets, version
 from ms_resume.framework.group import Group
 from ms_resume.load import doubt
-from ms_resume.load.match import Gaps
+from ms_resume.load.names.match import Gaps
 from ms_resume.load.source import NameMap
 from ms_resume.ownership import Heartbeat
 from ms_resume.records import Position, Writer

@@ -17,7 +17,7 @@ from ms_resume import load
 from ms_resume.errors import NamesMismatch, UsageError
 from ms_resume.layouts.mindrlhf import POSITION_TENSORS
 from ms_resume.load import optimizers, overrides, warm
-from ms_resume.load.match import NONE, Gaps, LoadReport, fitted
+from ms_resume.load.names.match import NONE, Gaps, LoadReport, fitted
 from ms_resume.load.source import NameMap, Readable
 from ms_resume.load.views import Only, Part
 from ms_resume.load.warm import Place

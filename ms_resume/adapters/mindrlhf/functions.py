@@ -13,7 +13,7 @@ from typing import Any
 from ms_resume.adapters.mindrlhf import run as runs
 from ms_resume.errors import NamesMismatch
 from ms_resume.framework import nets, stock
-from ms_resume.load.match import match
+from ms_resume.load.names.match import match
 from ms_resume.ondisk import atomic, meta
 from ms_resume.records import Position
 from ms_resume.state import infos

@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from ms_resume.errors import UsageError
-from ms_resume.load import rules as kinds
-from ms_resume.load.recipes import Taken, View
-from ms_resume.load.rules import Rule, Table, Wrong
+from ms_resume.load.names import rules as kinds
+from ms_resume.load.names.recipes import Taken, View
+from ms_resume.load.names.rules import Rule, Table, Wrong
 from ms_resume.load.source import Readable
 from ms_resume.ondisk import reading
 from ms_resume.records import ROLES, TensorInfo

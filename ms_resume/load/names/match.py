@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ms_resume.errors import UsageError
-from ms_resume.load import causes, likeness
-from ms_resume.load.causes import Diagnosis
-from ms_resume.load.families import module_of
-from ms_resume.load.recipes import FLOATS, Cast, Recipe, Taken, View, castable, fitting, widens
+from ms_resume.load.names import causes, likeness
+from ms_resume.load.names.causes import Diagnosis
+from ms_resume.load.names.families import module_of
+from ms_resume.load.names.recipes import FLOATS, Cast, Recipe, Taken, View, castable, fitting, widens
 from ms_resume.load.source import Readable
 from ms_resume.records import TensorInfo
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from ms_resume.load.recipes import FLOATS, Cast, Cut, Joined, Picked, Recipe, Stacked, Transposed, castable
+from ms_resume.load.names.recipes import FLOATS, Cast, Cut, Joined, Picked, Recipe, Stacked, Transposed, castable
 from ms_resume.ondisk import reading
 
 Table = dict[str, Recipe]

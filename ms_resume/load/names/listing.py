@@ -1,6 +1,6 @@
 """Lists of names: what a net wants, written by the trainer that has it or by a person, read where neither is.
 
-    ms_resume.load.listing.dump(Path("names.json"), policy=net, optimizer=optimizer)    # in the trainer
+    ms_resume.load.names.listing.dump(Path("names.json"), policy=net, optimizer=optimizer)    # in the trainer
     ms-resume explain FILE --against names.json                                         # on a login node
 
 JSON as `dump` writes it, `{"roles": {ROLE: [{"name", "dtype", "shape"}, ...]}}`; what `ms-resume show --json` prints;
@@ -18,7 +18,7 @@ from typing import Any
 
 from ms_resume.errors import UsageError
 from ms_resume.framework import nets
-from ms_resume.load.recipes import UNKNOWN
+from ms_resume.load.names.recipes import UNKNOWN
 from ms_resume.ondisk import atomic, payload, reading
 from ms_resume.records import TensorInfo
 

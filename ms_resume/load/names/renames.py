@@ -13,8 +13,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from ms_resume.load.families import NUMBER
-from ms_resume.load.rules import Rule
+from ms_resume.load.names.families import NUMBER
+from ms_resume.load.names.rules import Rule
 
 Parts = tuple[str, ...]
 

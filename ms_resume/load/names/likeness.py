@@ -9,7 +9,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ms_resume.load.families import FUSED, NUMBER, Family, families, meaning
+from ms_resume.load.names.families import FUSED, NUMBER, Family, families, meaning
 from ms_resume.records import TensorInfo
 
 Infos = Mapping[str, TensorInfo]

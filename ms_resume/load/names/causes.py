@@ -12,8 +12,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from ms_resume.errors import UsageError
-from ms_resume.load import likeness, mending, renames
-from ms_resume.load.families import (
+from ms_resume.load.names import likeness, mending, renames
+from ms_resume.load.names.families import (
     NUMBER,
     OPTIMIZERS,
     dialect,
@@ -22,10 +22,10 @@ from ms_resume.load.families import (
     is_state,
     optimizer_of,
 )
-from ms_resume.load.likeness import Found, Gathered, Infos, Pair, as_is, fits, is_square, named
-from ms_resume.load.name_map import NameMap
-from ms_resume.load.recipes import FLOATS, widens
-from ms_resume.load.rules import Rule
+from ms_resume.load.names.likeness import Found, Gathered, Infos, Pair, as_is, fits, is_square, named
+from ms_resume.load.names.name_map import NameMap
+from ms_resume.load.names.recipes import FLOATS, widens
+from ms_resume.load.names.rules import Rule
 from ms_resume.records import TensorInfo
 
 _NORMS = frozenset(("gamma", "beta"))

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from ms_resume.errors import UsageError
-from ms_resume.load import renames
-from ms_resume.load.families import NUMBER, families
-from ms_resume.load.likeness import Found, Gathered, Infos, Pair, as_is, fits
-from ms_resume.load.name_map import NameMap
-from ms_resume.load.rules import Rule
+from ms_resume.load.names import renames
+from ms_resume.load.names.families import NUMBER, families
+from ms_resume.load.names.likeness import Found, Gathered, Infos, Pair, as_is, fits
+from ms_resume.load.names.name_map import NameMap
+from ms_resume.load.names.rules import Rule
 from ms_resume.records import TensorInfo
 
 
