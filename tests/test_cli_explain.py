@@ -162,6 +162,21 @@ def test_what_the_caller_allows(tmp_path: Path, capsys: Capture) -> None:
     assert (called.code, "1 of 2 parameters match, 1 of them in another dtype" in called.out) == (0, True)
 
 
+def test_narrowing_is_by_name(tmp_path: Path, capsys: Capture) -> None:
+    """A pattern and the dtype, as a load's `narrow`; what has no pattern is refused still."""
+    file = payload(tmp_path / "a.safetensors", {n: TensorInfo("F32", (2,)) for n in ("a.w", "b.w")})
+    net = names(tmp_path / "names.json", policy={n: TensorInfo("BF16", (2,)) for n in ("a.w", "b.w")})
+
+    def code(*words: str) -> int:
+        return call(capsys, "explain", file, "--against", str(net), *words).code
+
+    assert code("--narrow", "*=BF16") == code("--narrow", "a.*=BF16", "--narrow", "b.w=BF16") == 0
+    assert code("--narrow", "a.*=BF16") == code("--narrow", "*=F16") == code("--widen") == 30
+    for wrong, told in (("BF16", "expected PATTERN=DTYPE"), ("=BF16", "expected PATTERN=DTYPE"), ("*=B", "no dtype")):
+        called = call(capsys, "explain", file, "--against", str(net), "--narrow", wrong)
+        assert (called.code, told in called.err) == (2, True)
+
+
 def test_everything(tmp_path: Path, capsys: Capture) -> None:
     """--all has a line for each name."""
     net = names(tmp_path / "names.json", policy=POLICY)
@@ -283,6 +298,14 @@ class TestSides:
 
         assert called.code == 2
         assert "\n  -> " in called.err
+
+    def test_what_could_be_given_is_said(self, tmp_path: Path, capsys: Capture) -> None:
+        """To `diff` no list of names."""
+        for command in ("explain", "diff"):
+            words = ["--against", "nowhere"] if command == "explain" else ["nowhere"]
+            said = call(capsys, command, tmp_path / "a", *words).err
+            assert "expected a .safetensors or .ckpt file, a save directory, " in said
+            assert ("a Hugging Face directory, or a list of names" in said) == (command == "explain")
 
     def test_damaged_and_empty_payloads(self, tmp_path: Path, capsys: Capture) -> None:
         """A cut one is damaged, one without a tensor is a wrong file."""

@@ -11,8 +11,8 @@
           ...
     wrote map.yaml: give it to the load, or look at it with `--name-map map.yaml`
 
-Each is a `.safetensors` or `.ckpt` file, a checkpoint (SAVE for its newest, SAVE@E_S), or a list of names: text, JSON,
-what `ms-resume show --json` prints, or what a live net was dumped to
+Each is a `.safetensors` or `.ckpt` file, a checkpoint (SAVE for its newest, SAVE@E_S), a Hugging Face directory, or a
+list of names: text, JSON, what `ms-resume show --json` prints, or what a live net was dumped to
 (`ms_resume.load.names.listing.dump(path, policy=net)`). Exit code 0 where everything fits, 30 where not. Headers are
 read, values are not. docs/loading.md has the name map's rules.
 """
@@ -46,6 +46,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     ):
         parser.add_argument(option, metavar="PATTERN", action="append", default=[], help=f"{about}; again for more")
     parser.add_argument("--widen", action="store_true", help="take a narrower dtype where no value is lost by it")
+    parser.add_argument(
+        "--narrow",
+        metavar="PATTERN=DTYPE",
+        action="append",
+        default=[],
+        help="round tensors of that name to a narrower dtype: '*=BF16'; again for more",
+    )
     parser.add_argument("--all", action="store_true", help="every name that does not fit, and what is nearest to it")
 
 
@@ -56,7 +63,7 @@ def run(args: argparse.Namespace) -> None:
     file = sides.side(args.file, args.role or (None if Path(args.file).is_file() else net.role), args.rank)
     role = args.role or net.role or file.role
     mapped = _mapped(file, Path(args.name_map), role) if args.name_map else file
-    gaps = Gaps(tuple(args.allow_missing), tuple(args.allow_unexpected), args.widen)
+    gaps = Gaps(tuple(args.allow_missing), tuple(args.allow_unexpected), args.widen, _narrow(args.narrow))
     report = match(mapped.tensors, net.tensors, gaps, role)
     document = {"file": file.said, "net": net.said, "role": role, **report.to_json()}
     if not args.json:
@@ -67,6 +74,16 @@ def run(args: argparse.Namespace) -> None:
         raise _refused(file, net, report, args, document)
     if args.json:
         print(json.dumps(document))
+
+
+def _narrow(words: list[str]) -> dict[str, str]:
+    found = {}
+    for word in words:
+        pattern, _, dtype = word.rpartition("=")
+        if not pattern:
+            raise UsageError(f"--narrow {word}: expected PATTERN=DTYPE", hint="for example --narrow '*=BF16'")
+        found[pattern] = dtype
+    return found
 
 
 def _mapped(file: Side, path: Path, role: str | None) -> Side:

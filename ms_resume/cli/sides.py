@@ -19,6 +19,8 @@ from ms_resume.records import ROLES, Position, TensorInfo
 
 _AT = re.compile(r"(?P<path>.+)@(?P<position>\d+_\d+)", re.ASCII)
 _SUFFIXES = (".safetensors", ".ckpt")
+_CHECKPOINTS = "a .safetensors or .ckpt file, a save directory, or SAVE@E_S"
+_NAMED = "a .safetensors or .ckpt file, a save directory, SAVE@E_S, a Hugging Face directory, or a list of names"
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ def files(word: str) -> Files:
             raise directory.nothing(save, located.rejected)
         chosen = located.checkpoint
         return Files(f"{word}@{chosen.position}", {(file.role, file.rank): file.path for file in chosen.files})
-    single = _regular(path)
+    single = _regular(path, _CHECKPOINTS)
     show.kind(single)  # a list of names has no values, and is no damaged payload
     return Files(word, single=single)
 
@@ -73,10 +75,12 @@ def files(word: str) -> Files:
 def side(word: str, role: str | None, rank: int | None) -> Side:
     """The names that `word` stands for. Raises as `files` does, and Damaged for a payload that cannot be read."""
     path = Path(word)
-    if path.is_file() and path.suffix not in _SUFFIXES and _is_text(listed := _regular(path)):
+    if path.is_file() and path.suffix not in _SUFFIXES and _is_text(listed := _regular(path, _NAMED)):
         return _listed(word, listing.read(listed), role)
     if path.is_dir() and huggingface.is_here(path):
         return Side(f"{word} (Hugging Face)", role, huggingface.open_dir(path).tensors, path)
+    if not path.exists() and not _AT.fullmatch(word):
+        _regular(path, _NAMED)
     found = files(word)
     if found.single is not None:
         return _of_file(found.said, found.single, role)
@@ -119,12 +123,12 @@ def _is_text(path: Path) -> bool:
     return (begin[:1] not in (b"", b"\n") and begin[8:] != b"{") or begin.lstrip()[:1] in (b"{", b"[")
 
 
-def _regular(path: Path) -> Path:
+def _regular(path: Path, expected: str) -> Path:
     """A plain file, the target of a link that a person gave. Raises UsageError where it is none."""
     if not path.is_file():
         what = "is not a regular file" if path.exists() else "does not exist"
         raise UsageError(
-            f"{path}: {what}, expected a .safetensors or .ckpt file, a save directory, SAVE@E_S, or a list of names",
+            f"{path}: {what}, expected {expected}",
             hint="check the path",
         )
     return path.resolve() if path.is_symlink() else path
