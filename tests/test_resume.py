@@ -28,6 +28,7 @@ from ms_resume.errors import (
     UsageError,
 )
 from ms_resume.layouts import survey
+from ms_resume.load.names.match import NONE, Gaps
 from ms_resume.ondisk import attempts, meta, names, payload
 from ms_resume.records import Checkpoint, Position
 from ms_resume.resume import choice
@@ -377,20 +378,25 @@ def test_going_on_in_another_directory_saves_where_it_starts(tmp_path: Path) -> 
     assert tensors(tmp_path / "new", "0_5") == tensors(tmp_path / "old", "0_5")
 
 
-def rank_of(group: ThreadGroup, save: Path, *, resume: bool, **checkpointer: Any) -> list[str]:
+def rank_of(group: ThreadGroup, save: Path, *, resume: bool, gaps: Gaps = NONE, **checkpointer: Any) -> list[str]:
     """One rank that starts, with arguments of its own, and what it said."""
     me = TinyRank(group.rank)
     roles = {"policy": me.policy, "optimizer": me.optimizer, "ref": me.ref}
     given = {**roles, "components": me.components(), "steps_per_epoch": 10} | checkpointer
     settings = ms_resume.Settings(heartbeat_s=0, visibility_timeout_s=0)
     made = ms_resume.Checkpointer(save, **given, settings=settings, group=group, say=me.said.append)
-    made.start(resume=resume, allow_fresh_start=True)
+    made.start(resume=resume, allow_fresh_start=True, gaps=gaps)
     return me.said
 
 
 @pytest.mark.parametrize("rank", [0, 1])
 @pytest.mark.parametrize(
-    ("different", "said"), [({"resume": False}, "--resume_training"), ({"steps_per_epoch": 9}, "steps_per_epoch")]
+    ("different", "said"),
+    [
+        ({"resume": False}, "--resume_training"),
+        ({"steps_per_epoch": 9}, "steps_per_epoch"),
+        ({"gaps": Gaps(("head",))}, "gaps"),
+    ],
 )
 def test_ranks_that_are_started_differently(tmp_path: Path, rank: int, different: dict[str, Any], said: str) -> None:
     """One node's command lacks a flag: its ranks would take one exchange's answer for another's."""
@@ -586,6 +592,39 @@ class Seeding:
 
     def restore(self, state: Any) -> None:
         np.random.seed(7)
+
+
+def test_tensors_that_may_differ(tmp_path: Path) -> None:
+    """What the caller names, and the banner says; anything else is refused still, before anything is placed."""
+
+    def save(checkpointer: ms_resume.Checkpointer, me: TinyRank) -> None:
+        checkpointer.start(resume=False)
+        me.policy["w"][...] = 5
+        checkpointer.save(0, 5)
+
+    one_rank(tmp_path, save, ref=Arrays(w=np.ones((3, 4), np.float32), stale=np.ones(2)))
+    wide, head = np.zeros((3, 4)), np.full(2, 7.0)
+    moments = {name: array for name, array in TinyRank(0).optimizer.items() if name not in ("w", "bias")}
+    policy = Arrays(w=wide, bias=np.zeros(3, np.float16), head=head)
+    named = {"missing": ("head",), "unexpected": ("st*",), "widen": True}
+
+    def load(checkpointer: ms_resume.Checkpointer, me: TinyRank) -> None:
+        for less in ({}, *({key: named[key] for key in named if key != left} for left in named)):
+            with pytest.raises(NamesMismatch):
+                checkpointer.start(resume=True, gaps=Gaps(**less))
+            assert not wide.any()
+        assert checkpointer.start(resume=True, gaps=Gaps(**named)) == Position(0, 5)
+        for line in (
+            "1 tensors keep their values, by allow_missing: head",
+            "1 tensors are not taken, by allow_unexpected: stale",
+            "1 tensors are taken in another dtype, by widen or narrow: w",
+        ):
+            assert line in me.said[-1]
+
+    one_rank(tmp_path, load, policy=policy, optimizer=Arrays({**policy, **moments}))
+
+    assert (wide == 5).all()
+    assert (head == 7).all()
 
 
 def test_random_sources_are_restored_last(tmp_path: Path) -> None:

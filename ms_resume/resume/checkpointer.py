@@ -23,7 +23,7 @@ from ms_resume.framework import group as groups
 from ms_resume.framework import nets, version
 from ms_resume.framework.group import Group
 from ms_resume.load import doubt
-from ms_resume.load.names.match import Gaps
+from ms_resume.load.names.match import NONE, Gaps
 from ms_resume.load.source import NameMap
 from ms_resume.ownership import Heartbeat
 from ms_resume.records import Position, Writer
@@ -134,6 +134,7 @@ class Checkpointer:
         override: Mapping[str, str] | None = None,
         weights_from: str | Path | None = None,
         name_map: NameMap | None = None,
+        gaps: Gaps = NONE,
     ) -> Position:
         """Restores everything from the newest whole checkpoint, or begins a fresh run, and takes the directory over.
 
@@ -157,6 +158,8 @@ class Checkpointer:
                 is the checkpoint's. Looked at before anything is changed.
             name_map: Gives what is in the files the names of this job's nets: for the weights of `weights_from` where
                 there are any, else for policy, optimizer, and reference of the checkpoint. As in `warm_start`.
+            gaps: What may differ between those files and the nets (docs/loading.md). The banner says what did: such a
+                run does not go on bit for bit.
 
         Returns:
             The position to go on from: run (epoch, step) next.
@@ -177,9 +180,11 @@ class Checkpointer:
             allow_world_size=allow_world_size,
             override=dict(override or {}),
             name_map=name_map if weights_from is None else None,
+            gaps=gaps if weights_from is None else NONE,
             weights="" if weights_from is None else session.INSTEAD,
         )
-        return self._begin(request, Plan(Path(weights_from), name_map=name_map) if weights_from is not None else None)
+        plan = Plan(Path(weights_from), name_map=name_map, gaps=gaps) if weights_from is not None else None
+        return self._begin(request, plan)
 
     def warm_start(
         self,

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ms_resume import load
 from ms_resume.errors import LayoutMismatch, NamesMismatch
+from ms_resume.load.names.match import NONE, Gaps, LoadReport
 from ms_resume.load.source import Readable
 from ms_resume.records import Position, Vote
 from ms_resume.resume.components.randomness import Randomness
@@ -20,12 +21,14 @@ GLOBAL_STEP = "global_step"
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """The states to restore, read and checked, the components that start anew, and states that nobody asks for."""
+    """The states to restore, read and checked, the components that start anew, and states that nobody asks for;
+    `reports` say of each role which tensors fit."""
 
     components: Mapping[str, Component]
     states: Mapping[str, Mapping[str, Any]]
     anew: tuple[str, ...]
     unclaimed: tuple[str, ...] = ()
+    reports: Mapping[str, LoadReport] = field(default_factory=dict)
 
     def apply(self, position: Position) -> None:
         """Restores every component. One that starts anew and can `seek` is put at the position at least.
@@ -57,14 +60,15 @@ def settle(
     sources: Mapping[str, Readable],
     vote: Vote | None,
     allow_missing: frozenset[str],
+    gaps: Gaps = NONE,
 ) -> Settled:
-    """Checks that roles and components fit before anything is changed.
+    """Checks that roles, but for the gaps, and components fit before anything is changed.
 
     Raises:
         NamesMismatch: A role does not fit; or one of our checkpoints lacks the state of a component that is not in
             `allow_missing`. A stock checkpoint has none, which the banner says.
     """
-    load.settle(sources, roles)
+    reports = load.settle(sources, roles, gaps)
     source = sources.get("state")
     tensors = {name: source.read(name) for name in source.tensors if name != GLOBAL_STEP} if source else {}
     states = unpack(tensors, source.values if source else {})
@@ -76,7 +80,7 @@ def settle(
             hint=f"let it start anew with allow_missing={refused!r}",
         )
     unclaimed = tuple(sorted(states.keys() - components.keys()))
-    return Settled(components, {n: states[n] for n in components if n in states}, tuple(absent), unclaimed)
+    return Settled(components, {n: states[n] for n in components if n in states}, tuple(absent), unclaimed, reports)
 
 
 _NO_SHAPES = ("name", "generate")

@@ -27,6 +27,7 @@ from ms_resume.framework import nets
 from ms_resume.framework.group import Group
 from ms_resume.layouts import survey
 from ms_resume.load import doubt, overrides
+from ms_resume.load.names.match import NONE, Gaps, fitted
 from ms_resume.load.source import NameMap, Readable, Source
 from ms_resume.load.views import Part
 from ms_resume.ondisk import atomic, attempts, names
@@ -72,6 +73,7 @@ class Request:
     override: Mapping[str, str] = field(default_factory=dict)
     allow_world_size: str = ""
     name_map: NameMap | None = None
+    gaps: Gaps = NONE
     weights: str = ""
     """What weights from elsewhere are for: `FRESH`, a start without a checkpoint, or `INSTEAD` of a checkpoint's."""
 
@@ -242,6 +244,7 @@ def _asked(job: Job, request: Request) -> dict[str, Any]:
         "allow_missing": sorted(request.allow_missing),
         "override": dict(request.override),
         "the name map": request.name_map is not None,
+        "gaps": repr(request.gaps),
         "weights from elsewhere": request.weights,
         "steps_per_epoch": job.steps_per_epoch,
         "the parallel strategy": job.about["parallel"],
@@ -337,8 +340,11 @@ def _load(job: Job, request: Request, chosen: Choice) -> Loaded:
     )
     settled, _ = agree.together(
         job.group,
-        lambda: restore.settle(decided.live, job.components, decided.sources, mine.vote, request.allow_missing),
+        lambda: restore.settle(
+            decided.live, job.components, decided.sources, mine.vote, request.allow_missing, request.gaps
+        ),
     )
+    cast = {role: fitted(decided.sources[role], report) for role, report in settled.reports.items() if report.casts}
     if is_other:
         settled = resplit.without_own(settled)
     assert chosen.position is not None  # checked by the caller
@@ -348,7 +354,7 @@ def _load(job: Job, request: Request, chosen: Choice) -> Loaded:
     else:
         agree.together(job.group, lambda: restore.check_parallel(job.about, mine.vote))
         agree.together(job.group, lambda: restore.check_steps(position, job.steps_per_epoch, mine.vote))
-    place(job, f"loading {position}", decided.sources, decided.live, lambda: settled.apply(position))
+    place(job, f"loading {position}", {**decided.sources, **cast}, decided.live, lambda: settled.apply(position))
     at = position
     if is_other:
         at, _ = agree.together(job.group, lambda: resplit.place_of(job, chosen, position, mine.vote, settled))
@@ -356,6 +362,7 @@ def _load(job: Job, request: Request, chosen: Choice) -> Loaded:
         *(resplit.told(chosen, job.group.world_size, at, settled) if is_other else ()),
         *chosen.warnings,
         *decided.said,
+        *dict.fromkeys(line for report in settled.reports.values() for line in report.let_through()),
         *restore.unclaimed(mine.files, job.roles, settled),
         *restore.differences(job.about, mine.vote),
     )

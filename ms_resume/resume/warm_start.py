@@ -17,7 +17,7 @@ from ms_resume import load
 from ms_resume.errors import NamesMismatch, UsageError
 from ms_resume.layouts.mindrlhf import POSITION_TENSORS
 from ms_resume.load import optimizers, overrides, warm
-from ms_resume.load.names.match import NONE, Gaps, LoadReport, fitted
+from ms_resume.load.names.match import NONE, Gaps, fitted
 from ms_resume.load.source import NameMap, Readable
 from ms_resume.load.views import Only, Part
 from ms_resume.load.warm import Place
@@ -120,18 +120,8 @@ def _settled(opened: Ready, gaps: Gaps) -> Ready:
         opened,
         sources={role: fitted(opened.sources[role], report) for role, report in reports.items()},
         live={role: Only(opened.live[role], report.matched) for role, report in reports.items()},
-        said=(*opened.said, *dict.fromkeys(line for report in reports.values() for line in _allowed(report))),
+        said=(*opened.said, *dict.fromkeys(line for report in reports.values() for line in report.let_through())),
     )
-
-
-def _allowed(report: LoadReport) -> Iterable[str]:
-    """A line for each gap that was let through."""
-    if report.missing:
-        yield f"{len(report.missing)} tensors keep their values, by allow_missing: {_some(report.missing)}"
-    if report.unexpected:
-        yield f"{len(report.unexpected)} tensors are not taken, by allow_unexpected: {_some(report.unexpected)}"
-    if report.casts:
-        yield f"{len(report.casts)} tensors are taken in another dtype, by widen or narrow: {_some(report.casts)}"
 
 
 def _find(job: Job, path: Path, role: str, position: Position | None) -> Place:

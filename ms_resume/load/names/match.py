@@ -85,6 +85,15 @@ class LoadReport:
     def __str__(self) -> str:
         return "\n    ".join(self.lines())
 
+    def let_through(self) -> Iterator[str]:
+        """Of a clean one: a line for each kind of gap that the caller named and that is there."""
+        if self.missing:
+            yield f"{len(self.missing)} tensors keep their values, by allow_missing: {_some(self.missing)}"
+        if self.unexpected:
+            yield f"{len(self.unexpected)} tensors are not taken, by allow_unexpected: {_some(self.unexpected)}"
+        if self.casts:
+            yield f"{len(self.casts)} tensors are taken in another dtype, by widen or narrow: {_some(self.casts)}"
+
     def lines(self) -> Iterator[str]:
         """For people: as many lines for four thousand names as for forty."""
         yield f"{len(self.matched)} of {self.total} parameters match{self._cast()}"
@@ -231,6 +240,11 @@ def by_module(names: Iterable[str]) -> str:
     said = ", ".join(f"{module} {count}" for module, count in counts[:_MODULES_SHOWN])
     rest = counts[_MODULES_SHOWN:]
     return said + (f", {len(rest)} others {sum(count for _, count in rest)}" if rest else "")
+
+
+def _some(names: Iterable[str]) -> str:
+    found = sorted(names)
+    return ", ".join(found[:_SHOWN]) + (", ..." if len(found) > _SHOWN else "")
 
 
 def _explained(
