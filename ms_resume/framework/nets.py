@@ -9,6 +9,7 @@ view on 2.10.0).
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import cache, cached_property
 from typing import Any
@@ -77,6 +78,25 @@ class Net:
 def wrap(role: Any) -> Tensors:
     """A role as `Tensors`: what has `read` and `place` as it is, anything else as a MindSpore cell."""
     return role if hasattr(role, "read") and hasattr(role, "place") else Net(role)
+
+
+def compile_anew(roles: Iterable[Tensors]) -> None:
+    """Lets whatever uses the parameters of nets be compiled again when it is next called.
+
+    Where somebody detached them before they were loaded (`load_param_into_net` or `set_data` after a compiled step),
+    what was compiled trains memory that no parameter shows, so that no look at a parameter tells. MindSpore keeps in
+    a set which graphs are compiled; one that is not in it is compiled with the parameters as they are (tried on
+    2.10.0).
+    """
+    cells = [tensors.cell for tensors in roles if isinstance(tensors, Net)]
+    if not cells:
+        return
+    from mindspore.common import api
+
+    getattr(api, "ms_compile_cache", set()).clear()
+    for cell in cells:
+        for _, inner in cell.cells_and_names():
+            getattr(inner, "compile_cache", set()).clear()
 
 
 def shared(policy: Tensors, optimizer: Tensors) -> frozenset[str]:

@@ -396,6 +396,7 @@ def place(
             tell = None
         with doubt.until_whole({role: job.roles[role] for role in live}):
             agree.together(job.group, lambda: load.place(ready, live, tell))
+            agree.together(job.group, lambda: nets.compile_anew(job.roles.values()))
             agree.together(job.group, then)
 
 
