@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ms_resume.errors import DiskError, NothingToResume, UsageError
-from ms_resume.load.name_map import NameMap
+from ms_resume.load.names.name_map import NameMap
 from ms_resume.ondisk import attempts
 from ms_resume.records import Position, Writer
 from ms_resume.resume import agree, choice, iteration
