@@ -93,6 +93,7 @@ class _Training:
         self._listens = bool(leave_on)
         if leave_on:
             self._checkpointer.leave_on(*leave_on)
+        self._checkpointer.alone = True
         at = self._checkpointer.start(resume=resume and Path(save).exists(), **start)
         self._done = at.epoch * self._steps + at.step
         self.initial_epoch = at.epoch

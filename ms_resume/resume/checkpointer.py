@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import signal
 import sys
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -39,6 +40,9 @@ from ms_resume.resume.warm_start import Plan, Warmed
 from ms_resume.settings import Settings, from_environment
 from ms_resume.state import Component
 
+_open: weakref.WeakValueDictionary[tuple[Path, int], Checkpointer] = weakref.WeakValueDictionary()
+"""Those of this process that were started and not ended, by save directory and rank."""
+
 
 class Checkpointer:
     """Saves and resumes one rank of a run. Every rank makes one, with the same arguments, after `init()`.
@@ -56,6 +60,9 @@ class Checkpointer:
         group: The ranks; MindSpore's default group when left out.
         say: Where the banner goes, on rank 0, and each rank's warnings; standard error when left out.
     """
+
+    alone = False
+    """Whether no other one of this process may save in the same directory: adapters set it."""
 
     def __init__(
         self,
@@ -302,6 +309,7 @@ class Checkpointer:
     def _begin(self, request: Request, plan: Plan | None) -> Position:
         if self._writer is not None:
             raise UsageError("the Checkpointer was started already", hint="make a new one for another start")
+        agree.together(self._job.group, self._check_alone)
         self._pulse.beat("start")
         if request.resume and request.position is None and self._job.settings.resume_at:
             request = replace(request, position=Position.parse(self._job.settings.resume_at), global_step=None)
@@ -328,6 +336,7 @@ class Checkpointer:
             self._say(f"ms_resume: {about_file}")
         self.wishes = self.gather_wishes()
         self._pulse.beat("started", self.position)
+        _open[self._key] = self
         return self.position
 
     def steps(
@@ -511,7 +520,7 @@ class Checkpointer:
             else:
                 self._leaving.close()
         finally:
-            self._stop_heartbeat()
+            self._end()
 
     def __enter__(self) -> Checkpointer:
         return self
@@ -528,7 +537,7 @@ class Checkpointer:
                 self._saver.close()
             if self._rollouts is not None:
                 self._rollouts.flush()
-            self._stop_heartbeat()  # the other ranks may be gone: waiting for them would hide the error
+            self._end()  # the other ranks may be gone: waiting for them would hide the error
             self._leaving.close()
 
     def _take(self, loaded: Loaded, request: Request, writer: Writer, saver: Saver, placed: Warmed | None) -> None:
@@ -555,7 +564,23 @@ class Checkpointer:
             raise UsageError("the Checkpointer was not started", hint="call start() before save()")
         return self._saver
 
-    def _stop_heartbeat(self) -> None:
+    @property
+    def _key(self) -> tuple[Path, int]:
+        return self._job.save, self._job.group.rank
+
+    def _check_alone(self) -> None:
+        """The owner of a directory is a process: of two in one the older would find out at its next save. A trainer may
+        want that, to start again without an end; where an adapter is one of the two nobody does."""
+        other = _open.get(self._key)
+        if other is not None and (self.alone or other.alone):
+            raise UsageError(
+                f"{self._job.save}: another Checkpointer of this process saves there already, as rank {self._key[1]}",
+                hint="one is enough: where an adapter or a callback saves, leave the Checkpointer out; else close() it",
+            )
+
+    def _end(self) -> None:
+        if _open.get(self._key) is self:
+            del _open[self._key]
         if self._heartbeat is not None:
             self._heartbeat.stop()
             self._heartbeat = None

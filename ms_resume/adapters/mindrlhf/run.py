@@ -121,6 +121,7 @@ class Run:
             settings=from_environment(keep_last=order.keep_last, save_format=order.save_format, staging=False),
             group=group,
         )
+        self._checkpointer.alone = True
         position = self._checkpointer.start(
             resume=order.resume,
             source=order.source,
