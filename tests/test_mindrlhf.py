@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -215,6 +216,72 @@ def test_from_a_directory_that_is_not_written(tmp_path: Path) -> None:
     assert named(tmp_path / "new", "policy") == "1_0"
 
 
+def test_what_stock_code_would_not_find(tmp_path: Path) -> None:
+    """A job that was killed between its vote and `meta.json` left a whole checkpoint; the directory is not written."""
+    seen = first(ours(tmp_path).run(stop=(0, 5))).seen
+    for role in ("policy", "optimizer", "ref"):
+        (names.rank_dir(tmp_path / "save", role, 0) / names.META).unlink()
+    resumed = first(
+        ours(tmp_path).run(resume=True, source=lambda rank: tmp_path / "save", save=lambda rank: tmp_path / "new")
+    )
+
+    assert resumed.outcome == "from 0_4"
+    assert trained(resumed.start) == trained(seen[0, 4])
+
+
+def test_a_file_that_is_loaded_later_is_what_it_is(tmp_path: Path) -> None:
+    """What a resume read counts for its own loads only: who looks at a checkpoint afterwards has the file."""
+    ours(tmp_path).run(stop=(0, 5))
+    held: list[bytes] = []
+
+    def look() -> None:
+        ms = importlib.import_module("mindspore")
+        maker = importlib.import_module("mindrlhf.trainer.spmd.grpo_experience_maker").GRPOExperienceMaker
+        original = maker.make_experience
+
+        def make_experience(self: Any, *given: Any, **named: Any) -> None:
+            read = ms.load_checkpoint(str(payload(tmp_path / "save", "policy", (0, 4))), format="safetensors")
+            held.append(read["grpo_model_train.policy_model.model.w"].asnumpy().tobytes())
+            original(self, *given, **named)
+
+        maker.make_experience = make_experience
+
+    resumed = first(ours(tmp_path).run(resume=True, before=look, rl_config__epochs=2))
+
+    assert resumed.error is None
+    assert len(held) == len(resumed.rows) > 6  # saves in between have changed what the adapter holds
+    assert len(set(held)) == 1
+
+
+def test_another_reference_than_the_checkpoints_own(tmp_path: Path) -> None:
+    """It is part of the position: another one is refused, not passed over; through a link it is the same."""
+    ours(made(tmp_path / "other")).run(stop=(0, 3))
+    run = ours(tmp_path)
+    run.run(stop=(0, 5))
+    elsewhere = made(tmp_path / "elsewhere")
+    (elsewhere / "train").symlink_to(run.save / "train")
+    (elsewhere / "ref").symlink_to(tmp_path / "other" / "save" / "ref")
+    refused = first(run.run(resume=True, source=lambda rank: elsewhere))
+    (elsewhere / "ref").unlink()
+    (elsewhere / "ref").symlink_to(run.save / "ref")
+
+    assert isinstance(refused.error, UsageError)
+    assert "has one of its own" in str(refused.error)
+    assert refused.rows == []
+    assert first(run.run(resume=True, source=lambda rank: elsewhere)).outcome == "from 0_4"
+
+
+def test_the_reference_of_a_stock_job_may_lie_elsewhere(tmp_path: Path) -> None:
+    """Stock code reads it from wherever it is told; so do we, until there is a vote that names one."""
+    run = ours(tmp_path)
+    run.stock().run(stop=(0, 5))
+    (run.save / "ref").rename(made(tmp_path / "elsewhere") / "ref")
+    (tmp_path / "elsewhere" / "train").symlink_to(run.save / "train")
+    resumed = first(run.run(resume=True, source=lambda rank: tmp_path / "elsewhere"))
+
+    assert resumed.outcome == "from 0_4"
+
+
 def test_parameters_without_memory_are_left_to_mindspore(tmp_path: Path) -> None:
     """Only its own loading knows how to slice and place them; what they hold afterwards is compared all the same."""
     seen = first(ours(tmp_path).run(stop=(0, 5))).seen
@@ -299,6 +366,7 @@ OTHER_CALLS = [
     ("train", "ms.save_checkpoint(policy, ", "ms.save_checkpoint(self.grpo_model_train, ", "saves another net there"),
     ("ref", "ms.save_checkpoint(", NOTHING, "did not save with mindspore.save_checkpoint"),
     ("ref", "param_dict = ms.load_checkpoint(", f"return {NOTHING}", "resumed without loading ref"),
+    ("train", "ms.save_checkpoint(policy, ckpt_file,", "ms.save_checkpoint(policy, ckpt_file + '0',", "asked for that"),
 ]
 
 
@@ -314,6 +382,52 @@ def test_a_version_that_calls_otherwise(worker: str, old: str, new: str, said: s
     assert said in str(ran.error)
     assert saved is not None or not (tmp_path / "save" / "commits" / "0_2").exists()
     assert saved is None or ran.rows == []
+
+
+def test_a_version_that_saves_less_at_the_end(tmp_path: Path) -> None:
+    """The last checkpoint would be none, without a word."""
+    both, one = "((rank_dir, ckpt_file), (rank_dir_opt, ckpt_file_opt))", "((rank_dir_opt, ckpt_file_opt),)"
+    folder = version_with(tmp_path, "mindrlhf.worker.train_worker", both, one)
+    ran = first(replace(ours(tmp_path), folders=(folder, NUMPY)).run(rl_config__save_ckpt_interval=100))
+
+    assert isinstance(ran.error, UsageError)
+    assert "ended with only policy, optimizer, ref of 1_0 saved, and noted optimizer, ref" in str(ran.error)
+
+
+REPLACED = [
+    # module that holds it, what somebody puts there after the adapter came
+    ("mindrlhf.utils.utils", "load_param_to_net"),
+    ("mindrlhf.worker.train_worker", "record_last_ckpt_to_json"),
+    ("mindrlhf.worker.ref_worker", "get_resume_checkpoint_by_meta"),
+    ("mindrlhf.worker.train_worker", "TrainWorker.save_checkpoints"),
+    ("mindrlhf.trainer.spmd.grpo_trainer", "GRPOTrainer.run_grpo_train"),
+]
+
+
+@pytest.mark.parametrize(("module", "name"), REPLACED)
+def test_a_function_that_somebody_replaces_later(module: str, name: str, tmp_path: Path) -> None:
+    """Said before training, not at the first save; a wrapper that says that it is one may stay."""
+
+    def put(change: Any) -> None:
+        holder: Any = sys.modules[module]
+        *owners, last = name.split(".")
+        for owner in owners:
+            holder = getattr(holder, owner)
+        setattr(holder, last, change(getattr(holder, last)))
+
+    def other(original: Any) -> Any:
+        return lambda *given, **named: original(*given, **named)
+
+    refused = first(ours(made(tmp_path / "other")).run(before=lambda: put(other)))
+    wrapped = first(
+        ours(made(tmp_path / "wrapped")).run(before=lambda: put(lambda original: wraps(original)(other(original))))
+    )
+
+    assert isinstance(refused.error, UsageError)
+    assert f"{module}.{name} was replaced by" in str(refused.error)
+    assert refused.rows == []
+    assert not (tmp_path / "other" / "save").exists()
+    assert wrapped.error is None
 
 
 def test_every_replacement_is_known() -> None:
@@ -387,51 +501,118 @@ def test_an_unknown_format(tmp_path: Path) -> None:
     assert ran.rows == []
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
-def test_a_rank_directory_of_another_user(tmp_path: Path) -> None:
-    """Said before training, not at the first save."""
-    ours(tmp_path).run(stop=(0, 3))
+@contextlib.contextmanager
+def as_nobody(tmp_path: Path) -> Iterator[None]:
+    """What is below `tmp_path` is that user's, and so is this process."""
     for path in (tmp_path, *tmp_path.parents):
         if path.owner() == "root" and path != Path("/"):
             path.chmod(path.stat().st_mode | 0o011)
-    for path in (tmp_path / "save").rglob("*"):
-        os.chown(path, 65534, 65534)
-    for path in (tmp_path / "save", tmp_path):
-        path.chmod(0o777)
-    rank_dir = names.rank_dir(tmp_path / "save", "optimizer", 0)
-    os.chown(rank_dir, 0, 0)
-    rank_dir.chmod(0o755)
-    os.setresuid(65534, 65534, 0)
+    for path in (tmp_path, *tmp_path.rglob("*")):
+        os.chown(path, NOBODY, NOBODY)
     try:
-        ran = first(ours(tmp_path).run(resume=True))
+        yield
     finally:
         os.setresuid(0, 0, 0)
 
+
+NOBODY = 65534
+only_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
+
+
+@only_root
+@pytest.mark.parametrize("place", ["optimizer/rank_0", "ref", "commits", "commits/attempts"])
+def test_a_directory_of_another_user(place: str, tmp_path: Path) -> None:
+    """Said before training, not at the first save; also where the rank's own directory is not there yet."""
+    ours(tmp_path).run(stop=(0, 3))
+    theirs = tmp_path / "save" / place
+    with as_nobody(tmp_path):
+        if place == "ref":
+            shutil.rmtree(theirs / "rank_0")
+        os.chown(theirs, 0, 0)
+        theirs.chmod(0o755)
+        os.setresuid(NOBODY, NOBODY, 0)
+        ran = first(ours(tmp_path).run(resume=True))
+
     assert isinstance(ran.error, DiskError)
-    assert str(rank_dir) in str(ran.error)
+    assert f"{theirs}: not writable" in str(ran.error)
+    assert "belongs to uid 0" in str(ran.error)
     assert ran.rows == []
 
 
-def test_two_savers_in_one_process(tmp_path: Path) -> None:
-    """A trainer that also uses the Checkpointer itself, in the same directory."""
+@only_root
+@pytest.mark.parametrize("saved_by", [job, ours])
+def test_from_a_directory_that_cannot_be_written(saved_by: Any, tmp_path: Path) -> None:
+    """Resuming needs no more than to read (B20): stock code would make a directory there."""
+    saved_by(tmp_path).run(stop=(0, 5))
+    with as_nobody(tmp_path):
+        for path in (tmp_path / "save", *(tmp_path / "save").rglob("*")):
+            os.chown(path, 0, 0)
+            path.chmod(0o755 if path.is_dir() else 0o444)
+        os.setresuid(NOBODY, NOBODY, 0)
+        places = {"source": lambda rank: tmp_path / "save", "save": lambda rank: tmp_path / "new"}
+        stock = first(job(tmp_path).run(resume=True, **places))
+        resumed = first(ours(tmp_path).run(resume=True, **places))
 
+    assert isinstance(stock.error, PermissionError)
+    assert resumed.outcome == "from 0_4"
+
+
+def native(save: Path) -> ms_resume.Checkpointer:
     me, scale = TinyRank(0), Scale()
-    native = ms_resume.Checkpointer(
-        tmp_path / "save",
+    return ms_resume.Checkpointer(
+        save,
         policy=me.policy,
         optimizer=me.optimizer,
         components=[ms_resume.Fields("scale", scale, "value")],
         steps_per_epoch=6,
-        settings=ms_resume.Settings(heartbeat_s=5),
+        settings=ms_resume.Settings(heartbeat_s=0),
         group=Solo(),
         say=lambda text: None,
     )
-    with native:
-        native.start(resume=False)
-        ran = first(ours(tmp_path).run())
+
+
+@pytest.mark.parametrize("take_over", [False, True])
+def test_two_savers_in_one_process(take_over: bool, tmp_path: Path) -> None:
+    """A trainer that also uses the Checkpointer itself, in the same directory, before the adapter or after it."""
+    both = replace(ours(tmp_path), adapter=lambda words: adapted(words, take_over=take_over))
+    with native(tmp_path / "save") as theirs:
+        theirs.start(resume=False)
+        ran = first(both.run())
 
         assert isinstance(ran.error, UsageError)
-        assert "this process" in str(ran.error)
+        assert "another Checkpointer of this process" in str(ran.error)
+        assert ran.rows == []
+
+    errors: list[UsageError] = []
+
+    def second() -> None:
+        maker = importlib.import_module("mindrlhf.trainer.spmd.grpo_experience_maker").GRPOExperienceMaker
+        original = maker.__init__
+
+        @wraps(original)
+        def init(self: Any, *given: Any, **named: Any) -> None:
+            with pytest.raises(UsageError, match="another Checkpointer of this process") as refused:
+                native(tmp_path / "save").start(resume=True, take_over=take_over)
+            errors.append(refused.value)
+            original(self, *given, **named)
+
+        maker.__init__ = init
+
+    assert first(both.run(before=second)).error is None
+    assert len(errors) == 1
+    native(tmp_path / "save").start(resume=False, allow_fresh_start=True)  # the run is over
+
+
+def test_a_fresh_start_is_allowed_to_a_resume(tmp_path: Path) -> None:
+    """MindRLHF has no model then; and a record of a fresh start would leave behind what is only out of reach now."""
+    ours(tmp_path).run(stop=(0, 5))
+    (tmp_path / "save" / "optimizer").rename(tmp_path / "out of reach")
+    both = replace(ours(tmp_path), adapter=lambda words: adapted(words, allow_fresh_start=True))
+    refused = first(both.run(resume=True))
+    (tmp_path / "out of reach").rename(tmp_path / "save" / "optimizer")
+
+    assert isinstance(refused.error, UsageError)
+    assert first(ours(tmp_path).run(resume=True)).outcome == "from 0_4"
 
 
 # -- the functions, on their own

@@ -11,6 +11,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import wraps
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -53,6 +54,7 @@ def killed_in(module: str, function: str, when: Callable[..., bool]) -> Callable
         home = sys.modules[module]
         original = getattr(home, function)
 
+        @wraps(original)
         def dying(*given: Any, **kwargs: Any) -> Any:
             if when(*given, **kwargs):
                 raise Killed
@@ -242,6 +244,7 @@ def b20_where_output_goes(run: Job) -> str:
         trainer = sys.modules["mindrlhf.trainer.spmd.grpo_trainer"].GRPOTrainer  # type: ignore[attr-defined]
         original = trainer.run_grpo_train
 
+        @wraps(original)
         def run_grpo_train(self: Any) -> None:
             left.append(os.environ["LOCAL_DEFAULT_PATH"])
             original(self)

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import os
 import runpy
 import sys
 from collections.abc import Sequence
@@ -25,6 +26,7 @@ def main(words: Sequence[str]) -> None:
     own, program, rest = _split(words)
     rest, strategy = strategy_dir(rest)
     mindrlhf.install(**{_OWN[word]: True for word in own}, save_strategy_dir=strategy)
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # else hydra, on the dev branch, makes every exit code 1
     sys.argv = [program, *rest]
     sys.path[0] = str(Path(program).resolve().parent)  # as `python main.py` has it
     runpy.run_path(program, run_name="__main__")

@@ -35,6 +35,7 @@ def _checked(change: Callable[[ModuleType], None]) -> Callable[[ModuleType], Non
     def checked(module: ModuleType) -> None:
         known.check(module)
         change(module)
+        known.remember(module)
 
     return checked
 
@@ -59,24 +60,30 @@ def _train(module: ModuleType) -> None:
             if not hasattr(optimizer, name) and hasattr(optimizer, other):
                 vars(optimizer)[name] = getattr(optimizer, other)
 
-    def reload_ckpt(original: Callable[..., Any], self: Any, *given: Any, **named: Any) -> Any:
-        run = runs.current()
-        if run and run.order and run.order.source:
-            need(self, "sft_ckpt_path_train")
-            self.sft_ckpt_path_train = str(run.order.source / "train")  # whose sibling `optimizer` is it (B7)
-        with _output_path_kept():
-            return original(self, *given, **named)
-
     _after(worker, "__init__", moments)
-    _around(worker, "reload_ckpt", reload_ckpt)
+    _around(worker, "reload_ckpt", _reload("sft_ckpt_path_train", "train"))
 
 
 def _ref(module: ModuleType) -> None:
-    def reload_ckpt(original: Callable[..., Any], self: Any, *given: Any, **named: Any) -> Any:
-        with _output_path_kept():
-            return original(self, *given, **named)
+    _around(module.RefWorker, "reload_ckpt", _reload("ref_ckpt_path", "ref"))
 
-    _around(module.RefWorker, "reload_ckpt", reload_ckpt)
+
+def _reload(attribute: str, folder: str) -> Callable[..., Any]:
+    """A worker's own load, of what was read for it already: for as long as it lasts it looks at the run's shelf."""
+
+    def reload_ckpt(original: Callable[..., Any], self: Any, *given: Any, **named: Any) -> Any:
+        run = runs.current()
+        if run is None or run.position is None:
+            return original(self, *given, **named)
+        before = need(self, attribute)
+        with run.shelf() as shelf, _output_path_kept():
+            setattr(self, attribute, str(shelf / folder))  # whose sibling `optimizer` is on the shelf, too (B7)
+            try:
+                return original(self, *given, **named)
+            finally:
+                setattr(self, attribute, before)
+
+    return reload_ckpt
 
 
 def _trainer(module: ModuleType, options: Options) -> None:

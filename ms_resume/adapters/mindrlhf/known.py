@@ -7,6 +7,7 @@ when its module is imported, which is before anything trains.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
@@ -75,6 +76,34 @@ def check(module: ModuleType) -> None:
         if parameters not in expected:
             listed = " or ".join(f"({', '.join(names)})" for names in expected)
             raise _unknown(f"{module.__name__}.{name} takes ({', '.join(parameters)}), expected {listed}")
+
+
+_put: dict[tuple[str, str], Any] = {}
+"""What was in its place when a module's changes were made, by module and name; the newest import of it counts."""
+
+
+def remember(module: ModuleType) -> None:
+    """Called when `module` was changed."""
+    _put.update({(module.__name__, name): _find(module, name) for name in PARAMETERS[module.__name__]})
+
+
+def check_unchanged(modules: Mapping[str, ModuleType]) -> None:
+    """Raises UsageError where somebody replaced something since: in its module, or where a worker has it from there.
+    What says that it wraps it (`functools.wraps`) may stay."""
+    for (home, name), put in _put.items():
+        holders = (home, TRAIN, REF) if home in (UTILS, LOCATOR) else (home,)
+        for holder in filter(modules.__contains__, holders):
+            held = _find(modules[holder], name)
+            if held is not None and not _wraps(held, put):
+                by = getattr(held, "__module__", "") or held
+                raise UsageError(
+                    f"{holder}.{name} was replaced by {by!r} after the adapter came",
+                    hint="leave the other replacement out, or start without the adapter",
+                )
+
+
+def _wraps(held: Any, put: Any) -> bool:
+    return inspect.unwrap(held, stop=lambda found: found is put) is put
 
 
 def need(owner: Any, path: str) -> Any:

@@ -8,21 +8,24 @@ then handed out when stock code asks for them, so that the order of its loads, o
 
 from __future__ import annotations
 
-import os
+import contextlib
+import sys
+import tempfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from enum import Enum
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ms_resume.adapters.mindrlhf import known
 from ms_resume.adapters.mindrlhf.held import Counters, Data, Held, Later, LossScale
 from ms_resume.adapters.mindrlhf.known import need
 from ms_resume.errors import DiskError, NothingToResume, UsageError
 from ms_resume.framework import group as groups
 from ms_resume.framework import nets, stock, version
-from ms_resume.ondisk import atomic, attempts, names
+from ms_resume.ondisk import atomic, names
 from ms_resume.records import Position
 from ms_resume.resume import agree
 from ms_resume.resume.checkpointer import Checkpointer
@@ -60,14 +63,7 @@ class Order:
     @property
     def ref_dir(self) -> Path | None:
         """Where the reference is, if not where stock code has it."""
-        return self.ref if self.source and self.ref != self.source / names.DIRECTORIES["ref"] else None
-
-    def role_in(self, checkpoint_dir: str) -> str | None:
-        """Which role a resume reads there."""
-        if self.source is None:
-            return None
-        folders = {self.ref: "ref"} | {self.source / names.DIRECTORIES[role]: role for role in ROLES[:2]}
-        return folders.get(Path(checkpoint_dir).resolve())
+        return self.ref if self.source and self.ref != (self.source / names.DIRECTORIES["ref"]).resolve() else None
 
 
 class Run:
@@ -83,7 +79,7 @@ class Run:
         self._later: list[Later] = []
         self._checkpointer: Checkpointer | None = None
         self._asked: dict[str, tuple[str, Position]] = {}
-        self._handed: dict[str, str] = {}
+        self._shelf: Path | None = None
         self._filled: set[str] = set()
         self._taken: dict[str, Position] = {}
         self._noted: set[str] = set()
@@ -101,9 +97,9 @@ class Run:
         """
         version.require()
         group = groups.current()
-        order, _ = agree.together(group, partial(_order, self._trainer, probe))
+        order, _ = agree.together(group, partial(_order, self._trainer, probe, self._options.allow_fresh_start))
         self.order = order
-        agree.together(group, partial(_check_alone, order.save))
+        agree.together(group, partial(known.check_unchanged, sys.modules))
         agree.together(group, partial(_check_own, order.save, group.rank))
         self._hold()
         agree.together(group, lambda: nets.check_separate(nets.Net(self._held["policy"].cell), self._net("ref")))
@@ -135,6 +131,7 @@ class Run:
                 hint="give the model's directories instead of train and ref, and leave --resume_training out",
             )
         self.position = position if order.resume else None
+        agree.together(group, partial(_check_ref, order, self.position, group.rank))
 
     def check_filled(self) -> None:
         """Raises UsageError where stock code has not loaded everything that was read for it."""
@@ -151,23 +148,31 @@ class Run:
 
     # -- what stock code asks for
 
+    @contextlib.contextmanager
+    def shelf(self) -> Iterator[Path]:
+        """A directory that has what stock code looks for before it loads; the values were read already, from files that
+        it might not find: a `meta.json` that is not there, another format, a directory behind a link."""
+        with tempfile.TemporaryDirectory(prefix=f"ms_resume-{self.position}-") as directory:
+            self._shelf = Path(directory).resolve()
+            for role in ROLES:
+                rank_dir = names.rank_dir(self._shelf, role, stock.rank())
+                rank_dir.mkdir(parents=True)
+                (rank_dir / names.META).touch()
+            try:
+                yield self._shelf
+            finally:
+                self._shelf = None
+
     def file_to_load(self, checkpoint_dir: str) -> str | None:
-        """The file of this rank in one of the directories that a resume reads; None for any other directory."""
-        if self.order is None or self.position is None or (role := self.order.role_in(checkpoint_dir)) is None:
+        """The name of this rank's file in a directory on the shelf; None for any other directory."""
+        role = self._on_shelf(checkpoint_dir)
+        if role is None or self._shelf is None or self.position is None:
             return None
-        rank_dir = Path(checkpoint_dir) / f"rank_{stock.rank()}"
-        there = [(name, path.name) for path in rank_dir.iterdir() if (name := names.parse_payload(path.name))]
-        normal = {file: name.position.normal(self.order.steps_per_epoch) for name, file in there}
-        # A reference may be older than the position: it is written only when it changed.
-        fitting = [file for file, position in normal.items() if position <= self.position]
-        place = names.payload(self.order.save, role, stock.rank(), self.position)
-        file = max(fitting, key=lambda file: normal[file], default=place.name)
-        self._handed[_key(rank_dir / file)] = role
-        return file
+        return names.payload(self._shelf, role, stock.rank(), self.position).name
 
     def gives(self, path: str) -> Mapping[str, HostTensor] | None:
-        """What `mindspore.load_checkpoint` is to give for a file that was handed out."""
-        role = self._handed.get(_key(path))
+        """What `mindspore.load_checkpoint` is to give for a file on the shelf."""
+        role = self._on_shelf(path)
         if role is None or self.position is None:
             return None
         self._filled.add(role)
@@ -188,6 +193,7 @@ class Run:
         """Copies a net that stock code saves under a name that it was given here."""
         asked = self._asked.pop(_key(path), None)
         if asked is None:
+            self._check_elsewhere(path)
             return False
         role, position = asked
         if cell is not self._held[role].cell:
@@ -209,10 +215,9 @@ class Run:
 
     def note(self, meta_json: str) -> bool:
         """Stock code has done with one role. After the last one the checkpoint is written behind training."""
-        if not self._owns(meta_json):
+        role = self._role_of(meta_json)
+        if role is None:
             return False
-        folder = Path(meta_json).parent.parent.name
-        role = next(role for role in ROLES if names.DIRECTORIES[role] == folder)
         if role not in self._taken:
             raise UsageError(
                 f"{meta_json}: MindRLHF notes a {role} that it did not save with mindspore.save_checkpoint",
@@ -233,6 +238,12 @@ class Run:
         if self._taken:
             position = self._taken["policy"]
             self._trainer.ref.save_checkpoints(epochs=position.epoch, steps=position.step)
+        if self._taken:
+            raise UsageError(
+                f"MindRLHF ended with only {', '.join(self._taken)} of {min(self._taken.values())} saved, and noted "
+                f"{', '.join(sorted(self._noted)) or 'none'}",
+                hint="this version is not known: what was saved before stands",
+            )
         if self._checkpointer is not None:
             self._checkpointer.close()
 
@@ -260,6 +271,28 @@ class Run:
 
     def _owns(self, path: str) -> bool:
         return self.order is not None and Path(path).resolve().is_relative_to(self.order.save)
+
+    def _role_of(self, path: str) -> str | None:
+        """The role in whose rank directory a file of this run lies."""
+        rank_dir = Path(path).parent.resolve()
+        if self.order is None:
+            return None
+        return next((role for role in ROLES if names.rank_dir(self.order.save, role, stock.rank()) == rank_dir), None)
+
+    def _on_shelf(self, path: str) -> str | None:
+        """The role whose directory on the shelf `path` is, or is in."""
+        found = Path(path).resolve()
+        if self._shelf is None or not found.is_relative_to(self._shelf):
+            return None
+        folder = found.relative_to(self._shelf).parts[0]
+        return next(role for role in ROLES if names.DIRECTORIES[role] == folder)
+
+    def _check_elsewhere(self, path: str) -> None:
+        if self._role_of(path) is not None:
+            raise UsageError(
+                f"{path}: MindRLHF saves there without having asked for that name",
+                hint="this version is not known: start without the adapter",
+            )
 
 
 _here = threading.local()
@@ -290,7 +323,7 @@ def plain(config: Any) -> Any:
     return f"<{type(config).__name__}>"  # its text may hold an address, which differs from run to run
 
 
-def _order(trainer: Any, probe: Any) -> Order:
+def _order(trainer: Any, probe: Any, fresh_allowed: bool) -> Order:
     config = trainer.grpo_config
     own = need(trainer, "args") if hasattr(trainer, "args") else need(config, "rl_config")
     resume = bool(need(own, "resume_training"))
@@ -299,6 +332,11 @@ def _order(trainer: Any, probe: Any) -> Order:
     if steps < 1:
         raise UsageError(
             "the data set has less than one step an epoch", hint="check rl_config.num_rollouts and the data"
+        )
+    if resume and fresh_allowed:
+        raise UsageError(
+            "--allow_fresh_start and a resume: MindRLHF starts fresh from a model, and is given none with a resume",
+            hint="leave one of the two out",
         )
     train = Path(str(need(config, "actor_config.load"))).resolve()
     if resume and train.name != names.DIRECTORIES["policy"]:
@@ -332,26 +370,28 @@ def _parallel(config: Mapping[str, Any]) -> dict[str, Any]:
     return {short: given[long] for short, long in known.items() if given.get(long) is not None}
 
 
-def _check_alone(save: Path) -> None:
-    """Raises UsageError where a trainer that saves with a Checkpointer of its own has the adapter, too."""
-    newest = next(reversed(attempts.read_all(save)), None)
-    if newest and newest.pid == os.getpid() and names.heartbeat(save, newest.ordinal).exists():
+def _check_ref(order: Order, position: Position | None, rank: int) -> None:
+    """Raises UsageError where the reference that was asked for is not the one that was read."""
+    if position is None or order.source is None or order.ref_dir is None:
+        return
+    if names.vote(order.source, position, rank).exists():
         raise UsageError(
-            f"{save}: attempt {newest.attempt} of this process saves there already, with a Checkpointer of its own",
-            hint="use one of the two: the adapter, or ms_resume.Checkpointer in the trainer",
+            f"{order.ref}: is to be the reference, but checkpoint {position} of {order.source} has one of its own",
+            hint=f"give {order.source / names.DIRECTORIES['ref']} as --ref_checkpoint_path (ref_config.load)",
         )
 
 
 def _check_own(save: Path, rank: int) -> None:
     """Raises DiskError where this rank could not save hours later."""
-    for role in names.DIRECTORIES:
-        directory = names.rank_dir(save, role, rank)
-        if directory.exists() and not atomic.writable(directory):
+    payloads = (names.rank_dir(save, role, rank) for role in names.DIRECTORIES)
+    for directory in (*payloads, names.commits(save), names.attempts(save)):
+        there = next(step for step in (directory, *directory.parents) if step.exists())
+        if not atomic.writable(there):
             raise DiskError(
-                f"{directory}: not writable for this user (it belongs to uid {directory.stat().st_uid}), and rank "
-                f"{rank} will save there",
+                f"{there}: not writable for this user (it belongs to uid {there.stat().st_uid}), and rank {rank} will "
+                "save there",
                 hint="give the directory to this user, or save elsewhere: --save_checkpoint_dir NEW",
-                path=str(directory),
+                path=str(there),
             )
 
 
