@@ -54,7 +54,8 @@ def ResumeCallback(  # for its users it is a class: MindSpore's Callback, made w
 
     Raises:
         MsResumeError: As `Checkpointer.start`.
-        UsageError: The data set has no steps, or `save_every` is not positive.
+        UsageError: The data set has no steps, or `save_every` is not positive. `Model.train` raises it before the first
+            step where it was given another data set or epoch, or sink mode, in which a position means something else.
     """
     return callbacks.callback(
         _Training(save, network, optimizer, dataset, save_every, resume, components, settings, leave_on, start)
@@ -81,7 +82,7 @@ class _Training:
                 f"a data set of {self._steps} steps, saved every {save_every}: expected at least 1 of each",
                 hint="check the batch size and save_every",
             )
-        self._save_every = save_every
+        self._save_every, self._dataset, self._epoch = save_every, dataset, -1
         self._checkpointer = Checkpointer(
             save,
             policy=network,
@@ -103,13 +104,28 @@ class _Training:
     def left(self) -> bool:
         return self._checkpointer.left
 
-    def begins(self, loads_a_file: bool) -> None:
+    def begins(self, dataset: Any, *, sink_mode: bool, loads_a_file: bool) -> None:
+        if dataset is not self._dataset or sink_mode:
+            found = "dataset_sink_mode=True" if sink_mode else "another data set"
+            raise UsageError(
+                f"Model.train was given {found}: its position would not be the one that was saved",
+                hint="model.train(epochs, DATASET, callbacks=[resume], initial_epoch=resume.initial_epoch) with the "
+                "DATASET that the callback has, and without sink mode",
+            )
         if loads_a_file:
             raise UsageError(
                 "OnRequestExit(save_ckpt=True) is among the callbacks: it puts its own file, where there is one, over "
                 "what was resumed, and swallows SIGTERM unless MS_ENABLE_GRACEFUL_EXIT=1",
                 hint="take it out: ResumeCallback(leave_on=[signal.SIGTERM]) saves and ends training",
             )
+
+    def epoch_begins(self, epoch: int) -> None:
+        if self._epoch < 0 and epoch != self.initial_epoch:
+            raise UsageError(
+                f"Model.train begins with epoch {epoch}, and the data goes on in epoch {self.initial_epoch}",
+                hint="model.train(..., initial_epoch=resume.initial_epoch)",
+            )
+        self._epoch = epoch
 
     def step_done(self) -> bool:
         """Whether training is to end, which saves. In a callback parameters do not change until it returns, so the copy
@@ -121,7 +137,11 @@ class _Training:
 
     def trained(self) -> None:
         self._save()
-        self._checkpointer.close()
+        self._checkpointer.__exit__(None, None, None)
+
+    def failed(self, error: BaseException) -> None:
+        """What is being saved may end; the directory is free for another start, also in this process."""
+        self._checkpointer.__exit__(type(error), error, None)
 
     def _save(self) -> None:
         self._checkpointer.begin(*divmod(self._done, self._steps))

@@ -13,11 +13,15 @@ class Trained(Protocol):
     @property
     def left(self) -> bool: ...
 
-    def begins(self, loads_a_file: bool) -> None: ...
+    def begins(self, dataset: Any, *, sink_mode: bool, loads_a_file: bool) -> None: ...
+
+    def epoch_begins(self, epoch: int) -> None: ...
 
     def step_done(self) -> bool: ...
 
     def trained(self) -> None: ...
+
+    def failed(self, error: BaseException) -> None: ...
 
 
 def callback(owner: Trained) -> Any:
@@ -32,8 +36,12 @@ def callback(owner: Trained) -> Any:
             return owner.left
 
         def on_train_begin(self, run_context: Any) -> None:
-            others = run_context.original_args().list_callback
-            owner.begins(any(isinstance(other, OnRequestExit) and other.save_ckpt for other in others))
+            given = run_context.original_args()
+            loads = any(isinstance(other, OnRequestExit) and other.save_ckpt for other in given.list_callback)
+            owner.begins(given.train_dataset, sink_mode=bool(given.dataset_sink_mode), loads_a_file=loads)
+
+        def on_train_epoch_begin(self, run_context: Any) -> None:
+            owner.epoch_begins(int(run_context.original_args().cur_epoch_num) - 1)
 
         def on_train_step_end(self, run_context: Any) -> None:
             if owner.step_done():
@@ -41,5 +49,9 @@ def callback(owner: Trained) -> Any:
 
         def on_train_end(self, run_context: Any) -> None:
             owner.trained()
+
+        def __exit__(self, *err: Any) -> None:
+            if err[1] is not None:
+                owner.failed(err[1])
 
     return ResumeCallback()

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import mindspore as ms
@@ -20,6 +24,7 @@ from ms_resume.adapters.model_train import ResumeCallback
 from ms_resume.errors import DirectoryNotEmpty, UsageError
 from ms_resume.resume import leaving
 
+HERE = Path(__file__).parent
 STEPS, EPOCHS = 5, 3
 SETTINGS = ms_resume.Settings(heartbeat_s=0)
 
@@ -38,10 +43,19 @@ class Kill(train.Callback):
             raise KeyboardInterrupt
 
 
+def rows() -> Any:
+    return ms.dataset.NumpySlicesDataset((np.ones((8, 6), np.float32), np.ones((8, 2), np.float32))).batch(4)
+
+
 def trained(
-    save: Path, kill: train.Callback, *others: train.Callback, left: list[bool] | None = None, **given: Any
+    save: Path,
+    kill: train.Callback,
+    *others: train.Callback,
+    call: dict[str, Any] | None = None,
+    left: list[bool] | None = None,
+    **given: Any,
 ) -> dict[str, bytes]:
-    """A run in a new process, as far as one process can have it: everything is built and seeded anew."""
+    """A run whose callbacks may end it with an error; everything is built and seeded anew."""
     ms.set_seed(7)
     ms.dataset.config.set_seed(7)
     source = np.random.default_rng(7)
@@ -50,9 +64,10 @@ def trained(
     network = nn.Dense(6, 2, weight_init=ms.Tensor(source.normal(size=(2, 6)).astype(np.float32)))
     optimizer = nn.AdamWeightDecay(network.trainable_params(), learning_rate=nn.WarmUpLR(0.05, 4))
     model = train.Model(network, loss_fn=nn.MSELoss(), optimizer=optimizer)
-    resume = ResumeCallback(save, network, optimizer, dataset, settings=SETTINGS, **{"save_every": 2, **given})
+    resume = ResumeCallback(save, network, optimizer, dataset, **{"save_every": 2, "settings": SETTINGS, **given})
     try:
-        model.train(EPOCHS, dataset, callbacks=[kill, *others, resume], initial_epoch=resume.initial_epoch)
+        right = {"train_dataset": dataset, "initial_epoch": resume.initial_epoch}
+        model.train(EPOCHS, callbacks=[kill, *others, resume], **{**right, **(call or {})})
     except KeyboardInterrupt:
         pass
     if left is not None:
@@ -60,27 +75,57 @@ def trained(
     return {parameter.name: parameter.asnumpy().tobytes() for parameter in optimizer.get_parameters()}
 
 
+def told(log: Path) -> list[tuple[list[dict[str, Any]], int]]:
+    """What each run saw, and its wait status."""
+    runs: list[tuple[list[dict[str, Any]], int]] = []
+    seen: list[dict[str, Any]] = []
+    for row in map(json.loads, log.read_text().splitlines()):
+        if "ended" in row:
+            runs.append((seen, row["ended"]))
+            seen = []
+        else:
+            seen.append(row)
+    return runs
+
+
+KILLS = [
+    # where SIGKILL comes, and from where the next run may go on: what was being saved may have been whole by then
+    ("sync:optimizer_rank_0-0_4.safetensors", {2}),
+    ("sync:commits/0_4/.rank_0.json", {2}),
+    ("step:5", {4, 6}),  # the seventh step: the save of the sixth may be under way
+    ("sync:commits/2_0", {10}),  # its vote has its name, `meta.json` says the one before
+    ("sync:train/rank_0/.meta.json", {10}),  # which that start would have mended
+]
+
+
+def test_killed_and_resumed(tmp_path: Path) -> None:
+    """SIGKILL between steps and in saves, one run after the other: each goes on at the exact batch with the draws, and
+    the last one ends with the bits, of a run that nobody killed."""
+    plans = [*(plan for plan, _ in KILLS), "end"]
+    command = [sys.executable, str(HERE / "model_train_runs.py"), str(tmp_path), *plans]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    ((whole, _),) = told(tmp_path / "whole.jsonl")
+    *killed, (last, status) = told(tmp_path / "killed.jsonl")
+
+    assert len(whole) == STEPS * EPOCHS + 1
+    assert [os.WTERMSIG(was) for _, was in killed] == [signal.SIGKILL] * len(KILLS)
+    assert status == 0, ended.stderr
+    starts = [0]
+    for (seen, _), (plan, next_starts) in zip(killed, KILLS, strict=True):
+        assert seen == whole[starts[-1] : starts[-1] + len(seen)], plan
+        following = killed[len(starts)][0] if len(starts) < len(killed) else last
+        starts.append(whole.index(following[0]) if following else starts[-1])
+        assert not following or starts[-1] in next_starts, plan
+    assert last == whole[starts[-1] :]
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], dict[str, bytes]]:
-    """The batches of a run that nobody killed, and what it ended with."""
+    """The batches of a run that nobody asked to leave, and what it ended with."""
     kill = Kill()
     end = trained(tmp_path_factory.mktemp("whole"), kill)
     return kill.seen, end
-
-
-@pytest.mark.parametrize("after", [6, 12])
-def test_killed_and_resumed(after: int, whole: tuple[list[str], dict[str, bytes]], tmp_path: Path) -> None:
-    """The same batches from a save on, within an epoch and after its end, and the same bits at the end."""
-    batches, end = whole
-    killed, resumed = Kill(after), Kill()
-    trained(tmp_path, killed)
-    again = trained(tmp_path, resumed)
-    start = len(batches) - len(resumed.seen)
-
-    assert killed.seen == batches[:after]
-    assert start in (after - 4, after - 2)  # the save of its own step is not begun, the one before may be under way
-    assert resumed.seen == batches[start:]
-    assert again == end
 
 
 @pytest.fixture
@@ -157,3 +202,41 @@ def test_a_fresh_start_is_asked_for(tmp_path: Path) -> None:
 def test_never_saving_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="saved every 0"):
         trained(tmp_path, Kill(), save_every=0)
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda: {"initial_epoch": 0}, "begins with epoch 0, and the data goes on in epoch 1"),
+        (lambda: {"train_dataset": rows()}, "was given another data set"),
+    ],
+)
+def test_a_call_that_does_not_fit(call: Any, said: str, tmp_path: Path) -> None:
+    """The second of the two lines is easily half forgotten: said before the first step, and nothing saved is lost."""
+    trained(tmp_path, Kill(8))
+    wrong, right = Kill(), Kill()
+    with pytest.raises(UsageError, match=said):
+        trained(tmp_path, wrong, call=call())
+    trained(tmp_path, right)
+
+    assert wrong.seen == []
+    assert len(right.seen) == STEPS * EPOCHS - 6
+
+
+def test_sink_mode_is_refused(tmp_path: Path) -> None:
+    """There `Model.train` counts in epochs what else it counts in steps. It has none on a CPU."""
+    network, data = nn.Dense(6, 2), rows()
+    optimizer = nn.SGD(network.trainable_params())
+    resume = ResumeCallback(tmp_path, network, optimizer, data, save_every=1, settings=SETTINGS)
+    given = SimpleNamespace(train_dataset=data, dataset_sink_mode=True, list_callback=[])
+
+    with pytest.raises(UsageError, match="dataset_sink_mode=True"):
+        resume.on_train_begin(SimpleNamespace(original_args=lambda: given))
+
+
+def test_a_supervisor_hears_of_the_end(tmp_path: Path) -> None:
+    """Without its word a run that came to its end would be started again."""
+    (tmp_path / "000001-0").mkdir()
+    trained(tmp_path / "save", Kill(), settings=ms_resume.Settings(heartbeat_s=0, watch_dir=str(tmp_path / "000001-0")))
+
+    assert json.loads((tmp_path / "000001-0" / "rank_0.outcome").read_text())["done"] is True
