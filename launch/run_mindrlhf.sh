@@ -64,7 +64,11 @@ flags() { # master
     if ! given --ref_checkpoint_path; then command+=(--ref_checkpoint_path "${ref}"); fi
 }
 
-overrides() { # dev
+overrides() { # dev; hydra may go to another directory before MindRLHF looks at a path
+    local name
+    for name in SAVE_DIR STRATEGY_DIR actor ref; do
+        if [[ -n "${!name}" ]]; then printf -v "${name}" %s "$(realpath -m -- "${!name}")"; fi
+    done
     if [[ -n "${CONFIG}" ]]; then
         command+=(--config-path "$(cd "$(dirname -- "${CONFIG}")" && pwd -P)" --config-name "$(basename -- "${CONFIG%.*}")")
     fi

@@ -308,6 +308,14 @@ def test_gradients_in_accumulation_are_not_saved(tmp_path: Path) -> None:
     assert not [name for name in held if "accu_grads" in name]
 
 
+def test_a_supervisor_hears_of_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without its word a run that came to its end would be started again."""
+    monkeypatch.setenv("MS_RESUME_WATCH_DIR", str(made(tmp_path / "000001-0")))
+    ours(tmp_path).run()
+
+    assert json.loads((tmp_path / "000001-0" / "rank_0.outcome").read_text())["done"] is True
+
+
 def test_what_a_vote_says_of_the_job(tmp_path: Path) -> None:
     """Its configuration, whatever kinds of values that has, and its parallel layout: another one is refused."""
     ours(tmp_path).run(stop=(0, 3))
@@ -689,6 +697,16 @@ def test_the_module_runs_main(tmp_path: Path) -> None:
     assert "Traceback" not in again.stderr
 
 
+def test_a_supervisor_hears_of_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also of one that comes before there is a run."""
+    monkeypatch.setenv("MS_RESUME_WATCH_DIR", str(made(tmp_path / "000001-0")))
+    ended = call(tmp_path, "absent.py")
+    told = json.loads((tmp_path / "000001-0" / "rank_0.outcome").read_text())
+
+    assert ended.returncode == told["exit_code"] == 2
+    assert "is no program" in told["error"]["message"]
+
+
 def test_one_import_at_the_top_does_the_same(tmp_path: Path) -> None:
     """With the command as it was."""
     (tmp_path / "config.yaml").write_text("rl_config: {prompts: 2, epochs: 1}\n")
@@ -757,10 +775,29 @@ def test_flags_on_master(site: Path) -> None:
 def test_overrides_on_dev(site: Path) -> None:
     shown = launch(site, "--resume_training", "rl_config.epochs=3", branch="dev", DRY_RUN="1").stdout
 
-    assert "rl_config.resume_training=True actor_config.load=out/train ref_config.load=out/ref" in shown
-    assert "actor_config.save=out rl_config.save_strategy_dir=out.strategy" in shown
+    assert f"rl_config.resume_training=True actor_config.load={site}/out/train ref_config.load={site}/out/ref" in shown
+    assert f"actor_config.save={site}/out rl_config.save_strategy_dir={site}/out.strategy" in shown
     assert shown.split()[-1] == "rl_config.epochs=3"
     assert "--resume_training" not in shown
+
+
+def test_hydra_itself(site: Path) -> None:
+    """It reads the overrides, keeps the configuration, and lets our exit code through."""
+    pytest.importorskip("hydra")
+    (site / "conf.yaml").write_text("defaults: [grpo, _self_]\nrl_config: {prompts: 3, epochs: 1}\n")
+    (site / "grpo.py").symlink_to(HERE / "main_hydra.py")
+    knobs = {"branch": "dev", "MAIN": "grpo.py", "CONFIG": "conf.yaml"}
+    trained_, resumed = launch(site, **knobs), launch(site, "--resume_training", "rl_config.epochs=2", **knobs)
+    shutil.rmtree(site / "out" / "optimizer")
+    without = launch(site, "--resume_training", "rl_config.epochs=3", **knobs)
+
+    assert trained_.returncode == 0, trained_.stderr
+    assert resumed.returncode == 0, resumed.stderr
+    assert f"RESUMING at 1_0 from {site}/out " in resumed.stderr
+    assert named(site / "out", "policy") == "2_0"
+    assert without.returncode == 10
+    assert "no whole checkpoint to resume from" in without.stderr
+    assert "Traceback" not in without.stderr
 
 
 def test_stock_again(site: Path) -> None:

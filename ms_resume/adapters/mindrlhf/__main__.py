@@ -12,8 +12,8 @@ import runpy
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
+from ms_resume import pulse
 from ms_resume.adapters import mindrlhf
 from ms_resume.errors import MsResumeError, UsageError
 
@@ -62,13 +62,16 @@ def _split(words: Sequence[str]) -> tuple[list[str], str, list[str]]:
     return own, left[0], left[1:]
 
 
-def _end(error: MsResumeError) -> NoReturn:
-    print(f"ms_resume: {error}", file=sys.stderr, flush=True)
-    raise SystemExit(int(error.exit_code))
+def _run(words: list[str]) -> int:
+    """The exit code; where somebody supervises, the error is told there, too."""
+    try:
+        main(words)
+    except MsResumeError as error:
+        pulse.told(error)
+        print(f"ms_resume: {error}", file=sys.stderr, flush=True)
+        return int(error.exit_code)
+    return 0
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except MsResumeError as error:
-        _end(error)
+    sys.exit(pulse.run(_run, sys.argv[1:]))

@@ -245,7 +245,7 @@ class Run:
                 hint="this version is not known: what was saved before stands",
             )
         if self._checkpointer is not None:
-            self._checkpointer.close()
+            self._checkpointer.__exit__(None, None, None)  # which also tells a supervisor that the run is done
 
     def abandon(self, error: BaseException) -> None:
         """Training ended with an error: what is being written may end, nobody is waited for."""
