@@ -68,6 +68,7 @@ MAY_WRITE = {
     "ms_resume.ondisk.atomic": "the one door",
     "ms_resume.ondisk.direct": "its way for large files",
     "ms_resume.recover.running": "appends to the log of the training that it runs, beside its YAML file",
+    "ms_resume.adapters.mindrlhf.shelf": "a temporary directory, which MindRLHF looks at instead of a save directory",
     "ms_resume.pulse": "the file that faulthandler writes stacks to, in the supervisor's directory",
     "ms_resume.supervisor.files": "the supervisor's own files, in its log directory",
     "ms_resume.resume.leaving": "lines on standard error, also where the main thread is inside sys.stderr",
@@ -80,6 +81,10 @@ MAY_READ_ENVIRONMENT = {
     ("ms_resume.pulse", "os.environ.get('RANK_ID', '0')"): "msrun's own variable",
     ("ms_resume.supervisor.run", "os.environ"): "handed on to the run that is started",
     ("ms_resume.framework.group", "os.environ.get('MS_WORKER_NUM', '1')"): "msrun's own variable, not a knob",
+    (
+        "ms_resume.adapters.mindrlhf.__main__",
+        "os.environ.setdefault('HYDRA_FULL_ERROR', '1')",
+    ): "hydra's own, or it would make every exit code 1",
     ("ms_resume.adapters.mindrlhf.hooks", "os.environ"): "LOCAL_DEFAULT_PATH, put back after MindRLHF's loads",
 }
 

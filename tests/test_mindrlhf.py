@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 import test_standin as defects
+from killed_runs import chained
 from own_trees import flip_tensor
 from runs import Scale, TinyRank
 from standin_jobs import HERE, NUMPY, Job, modules
@@ -28,7 +29,14 @@ from ms_resume.adapters import mindrlhf
 from ms_resume.adapters.mindrlhf import functions
 from ms_resume.adapters.mindrlhf.__main__ import main, strategy_dir
 from ms_resume.adapters.mindrlhf.known import PARAMETERS
-from ms_resume.errors import DirectoryNotEmpty, DiskError, LayoutMismatch, NamesMismatch, UsageError
+from ms_resume.errors import (
+    DirectoryNotEmpty,
+    DiskError,
+    LayoutMismatch,
+    NamesMismatch,
+    NothingToResume,
+    UsageError,
+)
 from ms_resume.framework.group import Solo
 from ms_resume.ondisk import names
 from ms_resume.ondisk.payload import read_header
@@ -136,6 +144,27 @@ def test_a_killed_run_equals_one_that_was_not(branch: str, stop: tuple[int, int]
     assert resumed.rows == whole.rows[-len(resumed.rows) :]
     assert resumed.end() == whole.end()
     assert resumed.metrics == whole.metrics[-len(resumed.metrics) :]
+
+
+KILLS = [
+    # where SIGKILL comes, and from where the next run may go on: what was being saved may have been whole by then
+    ("sync:optimizer_rank_0-0_2.safetensors", {1}),
+    ("sync:commits/0_2/.rank_0.json", {1}),
+    ("step:4", {3, 4}),  # between the fifth step and the sixth: the save of the fourth may be under way
+    ("sync:commits/2_0", {6}),  # its vote has its name, `meta.json` says the one before
+    ("sync:optimizer/rank_0/.meta.json", {6}),  # which that start would have mended
+]
+
+
+@pytest.mark.parametrize("branch", ["master", "dev"])
+def test_killed_by_a_signal(branch: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SIGKILL in saves and between steps, one run after the other: prompts, draws, and numbers of metrics of each are
+    those of a run that nobody killed, and the last one ends with its bits."""
+    monkeypatch.setenv("STANDIN_BRANCH", branch)
+    whole, starts = chained(TOP / "tests" / "standin_runs.py", tmp_path, KILLS)
+
+    assert len(whole) == 3 * 3 + 1
+    assert starts[-1] == 6
 
 
 def test_stock_order_of_loads_and_saves_is_kept(tmp_path: Path) -> None:
@@ -491,6 +520,19 @@ def test_resume_from_a_model(tmp_path: Path) -> None:
     assert "a resume reads <save>/train" in str(ran.error)
 
 
+def test_a_resume_before_anything_was_whole(tmp_path: Path) -> None:
+    """One error on all ranks, and no start that says it begins anew; without the word for a resume it does."""
+    run = replace(ours(tmp_path), world_size=2)
+    run.run(stop=(0, 1))
+    before = sorted((tmp_path / "save").rglob("*"))
+    refused = run.run(resume=True)
+
+    assert [type(ran.error) for ran in refused] == [NothingToResume, NothingToResume]
+    assert "nothing was ever whole here" in str(refused[1].error)
+    assert sorted((tmp_path / "save").rglob("*")) == before
+    assert first(run.run(stop=(0, 3))).positions == [(0, 0), (0, 1), (0, 2)]
+
+
 def test_other_data(tmp_path: Path) -> None:
     """As many steps, but other passes: a position would mean other prompts."""
     ours(tmp_path, rl_config__prompts=12, rl_config__num_rollouts=2).run(stop=(0, 5))
@@ -511,7 +553,10 @@ def test_an_unknown_format(tmp_path: Path) -> None:
 
 @contextlib.contextmanager
 def as_nobody(tmp_path: Path) -> Iterator[None]:
-    """What is below `tmp_path` is that user's, and so is this process."""
+    """What is below `tmp_path` is that user's, and so may this process be, which has imported what it needs: that user
+    may not be able to read Python's own library."""
+    for resume in (False, True):
+        ours(made(tmp_path / "warm")).run(resume=resume, stop=(0, 5))
     for path in (tmp_path, *tmp_path.parents):
         if path.owner() == "root" and path != Path("/"):
             path.chmod(path.stat().st_mode | 0o011)

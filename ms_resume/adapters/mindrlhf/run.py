@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import sys
-import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
@@ -19,12 +18,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ms_resume.adapters.mindrlhf import known
+from ms_resume import layouts, locate
+from ms_resume.adapters.mindrlhf import known, shelf
 from ms_resume.adapters.mindrlhf.held import Counters, Data, Held, Later, LossScale
 from ms_resume.adapters.mindrlhf.known import need
 from ms_resume.errors import DiskError, NothingToResume, UsageError
 from ms_resume.framework import group as groups
 from ms_resume.framework import nets, stock, version
+from ms_resume.layouts import survey
 from ms_resume.ondisk import atomic, names
 from ms_resume.records import Position
 from ms_resume.resume import agree
@@ -103,6 +104,10 @@ class Run:
         agree.together(group, partial(_check_own, order.save, group.rank))
         self._hold()
         agree.together(group, lambda: nets.check_separate(nets.Net(self._held["policy"].cell), self._net("ref")))
+        # The copies here are the host copy of a save: a staging buffer would be a second one.
+        settings = from_environment(keep_last=order.keep_last, save_format=order.save_format, staging=False)
+        if order.resume and settings.storage != "local":
+            agree.from_first(group, partial(_check_was_whole, order))
         config = plain(self._trainer.grpo_config)
         self._checkpointer = Checkpointer(
             order.save,
@@ -113,8 +118,7 @@ class Run:
             steps_per_epoch=order.steps_per_epoch,
             config=config,
             parallel=_parallel(config),
-            # The copies here are the host copy of a save: a staging buffer would be a second one.
-            settings=from_environment(keep_last=order.keep_last, save_format=order.save_format, staging=False),
+            settings=settings,
             group=group,
         )
         self._checkpointer.alone = True
@@ -125,11 +129,8 @@ class Run:
             allow_fresh_start=self._options.allow_fresh_start,
             take_over=self._options.take_over,
         )
-        if order.resume and position == Position(0, 0):
-            raise NothingToResume(
-                f"{order.source or order.save}: nothing was ever whole here, and MindRLHF starts fresh from a model",
-                hint="give the model's directories instead of train and ref, and leave --resume_training out",
-            )
+        if order.resume and position == Position(0, 0):  # on disks of their own nobody knows before
+            raise _nothing(order)
         self.position = position if order.resume else None
         agree.together(group, partial(_check_ref, order, self.position, group.rank))
 
@@ -150,14 +151,8 @@ class Run:
 
     @contextlib.contextmanager
     def shelf(self) -> Iterator[Path]:
-        """A directory that has what stock code looks for before it loads; the values were read already, from files that
-        it might not find: a `meta.json` that is not there, another format, a directory behind a link."""
-        with tempfile.TemporaryDirectory(prefix=f"ms_resume-{self.position}-") as directory:
-            self._shelf = Path(directory).resolve()
-            for role in ROLES:
-                rank_dir = names.rank_dir(self._shelf, role, stock.rank())
-                rank_dir.mkdir(parents=True)
-                (rank_dir / names.META).touch()
+        """Where stock code loads from meanwhile: it has what that looks for, and `gives` the values."""
+        with shelf.laid_out(ROLES, stock.rank(), str(self.position)) as self._shelf:
             try:
                 yield self._shelf
             finally:
@@ -280,12 +275,7 @@ class Run:
         return next((role for role in ROLES if names.rank_dir(self.order.save, role, stock.rank()) == rank_dir), None)
 
     def _on_shelf(self, path: str) -> str | None:
-        """The role whose directory on the shelf `path` is, or is in."""
-        found = Path(path).resolve()
-        if self._shelf is None or not found.is_relative_to(self._shelf):
-            return None
-        folder = found.relative_to(self._shelf).parts[0]
-        return next(role for role in ROLES if names.DIRECTORIES[role] == folder)
+        return shelf.role_of(self._shelf, path) if self._shelf is not None else None
 
     def _check_elsewhere(self, path: str) -> None:
         if self._role_of(path) is not None:
@@ -368,6 +358,21 @@ def _parallel(config: Mapping[str, Any]) -> dict[str, Any]:
     given = config.get("actor_config", {}).get("parallel_config") or {}
     known = {"dp": "data_parallel", "tp": "model_parallel", "pp": "pipeline_stage"}
     return {short: given[long] for short, long in known.items() if given.get(long) is not None}
+
+
+def _check_was_whole(order: Order) -> None:
+    """Raises NothingToResume where a start would begin anew: MindRLHF cannot. A directory that is not there, or that
+    holds another layout, the start itself refuses."""
+    source = order.source
+    if source and source.exists() and not layouts.stranger(source) and locate.never_whole(survey.take(source)):
+        raise _nothing(order)
+
+
+def _nothing(order: Order) -> NothingToResume:
+    return NothingToResume(
+        f"{order.source}: nothing was ever whole here, and MindRLHF starts fresh from a model",
+        hint="give the model's directories instead of train and ref, and leave --resume_training out",
+    )
 
 
 def _check_ref(order: Order, position: Position | None, rank: int) -> None:
