@@ -112,7 +112,7 @@ class Plan:
 
 def plan(surveyed: Survey, keep: Keep) -> Plan:
     """What `sweep` would do now. Writes nothing."""
-    claimed = [position for position in surveyed.positions if ours.claims(surveyed, position)]
+    claimed = [position for position in surveyed.positions if ours.has_part(surveyed, position)]
     standing = [_standing(position, ours.judge(surveyed, position)) for position in claimed]
     protected = _protected(surveyed.save, surveyed) | wanted(standing, keep) | keep.always
     gone = removable(standing, keep_last=keep.last, protected=protected)

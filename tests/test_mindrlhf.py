@@ -16,11 +16,13 @@ from functools import wraps
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import test_standin as defects
 from killed_runs import chained
 from own_trees import flip_tensor
 from runs import Scale, TinyRank
+from safetensors.numpy import save_file
 from standin_jobs import HERE, NUMPY, Job, modules
 from test_standin import Scenario, first, job, made, named, number, payload, positions, trained
 
@@ -204,6 +206,39 @@ def test_a_job_that_alternates_never_steps_back(tmp_path: Path) -> None:
         seen.update(ran.seen)
 
     assert starts == [(0, 0), (0, 2), (0, 4), (1, 2), (1, 4)]
+
+
+def test_stock_code_saves_over_a_checkpoint_of_ours(tmp_path: Path) -> None:
+    """Killed between the last vote and `meta.json`, a run has a checkpoint that stock code does not see: it goes on
+    from the one before, and saves the same position again. That is newer than what was voted for."""
+    ours(tmp_path).run(stop=(0, 5))
+    save = tmp_path / "save"
+    for role in ("policy", "optimizer"):
+        file = str(names.rank_dir(save, role, 0) / names.META)
+        functions.record_last_ckpt_to_json(0, 2, payload(save, role, (0, 2)).name, file)
+    halfway = made(tmp_path / "halfway")
+    shutil.copytree(save, halfway / "save")
+    stock = first(job(tmp_path).run(resume=True, stop=(0, 5)))
+    resumed = first(ours(tmp_path).run(resume=True, stop=(0, 5)))
+    payload(halfway / "save", "policy", (0, 4)).unlink()
+    shutil.copy(payload(save, "policy", (0, 4)), payload(halfway / "save", "policy", (0, 4)))
+
+    assert stock.outcome == "from 0_2"
+    assert resumed.outcome == "from 0_4"
+    assert trained(resumed.start) == trained(stock.seen[0, 4])
+    assert first(ours(halfway).run(resume=True)).outcome == "from 0_2"  # the optimizer is still that of the other run
+
+
+def test_dev_alternates(tmp_path: Path) -> None:
+    """Stock code begins at 0_0 there (B13), over all that was saved: what it leaves is whole, and is gone on from."""
+    run = replace(ours(tmp_path), branch="dev")
+    run.run(stop=(0, 5))
+    stock = first(run.stock().run(resume=True, stop=(0, 3)))
+    resumed = first(run.run(resume=True, stop=(0, 5)))
+
+    assert resumed.outcome == "from 0_2"
+    assert trained(resumed.start) == trained(stock.seen[0, 2])
+    assert first(run.run(resume=True)).outcome == "from 0_4"
 
 
 def test_damage_is_passed_over(tmp_path: Path) -> None:
@@ -902,7 +937,11 @@ def test_every_command_of_the_document_runs(site: Path) -> None:
     script = commands((TOP / "docs" / "mindrlhf.md").read_text())
     environ = environment(site) | {"MAIN": str(HERE / "main_master.py"), "CONFIG": "config.yaml", "MODEL": "model"}
     (site / "dev.py").write_text(DEV)
-    environ |= {"DEV_MAIN": "dev.py"}
+    mindformers = site / "mindformers" / "checkpoint" / "rank_0" / "llama_rank_0-1_2.safetensors"
+    made(mindformers.parent)
+    numbers = {name: np.array(2, np.int64) for name in ("epoch_num", "step_num")}
+    save_file({"w": np.ones(2, np.float32), **numbers}, mindformers)
+    environ |= {"DEV_MAIN": "dev.py", "MINDFORMERS_OUTPUT": "mindformers"}
     ended = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", script],
         capture_output=True,
@@ -916,6 +955,8 @@ def test_every_command_of_the_document_runs(site: Path) -> None:
     assert script.count("run_mindrlhf.sh") > 3
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert ended.stdout.count("refused") == 1
+    assert ended.stderr.count("RESUMING at") == 3
+    assert f"resume_training   {mindformers.name}" in ended.stdout
 
 
 def test_the_document_has_a_row_for_each_defect() -> None:

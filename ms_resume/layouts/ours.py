@@ -20,6 +20,11 @@ NAME = "ms_resume"
 
 
 def claims(survey: Survey, position: Position) -> bool:
+    return has_part(survey, position) and not _saved_over(survey, position)
+
+
+def has_part(survey: Survey, position: Position) -> bool:
+    """Whether votes, or a payload, of a position are ours, whatever else lies there: retention's concern."""
     there = position in survey.payloads
     if position in survey.voted and (not there or votes.any_in(names.vote_dir(survey.save, position))):
         return True
@@ -84,6 +89,29 @@ def has_mark(path: Path) -> bool:
     """Whether a payload says that we wrote it. An unreadable one does not."""
     try:
         return payload.read_header(path).mark is not None
+    except (Damaged, OSError):
+        return False
+
+
+def _saved_over(survey: Survey, position: Position) -> bool:
+    """Whether stock code has saved the position again, over the files that votes name. All of them: where it died
+    meanwhile, both generations are there."""
+    if position not in survey.voted:
+        return False
+    there = False
+    for role in ("policy", "optimizer"):
+        for rank in survey.ranks[role]:
+            path = survey.payloads.path(position, role, rank)
+            if path is not None and not _is_stocks(path):
+                return False  # mostly at the first one
+            there = there or path is not None
+    return there
+
+
+def _is_stocks(path: Path) -> bool:
+    """Whether a payload can be read, and does not say that we wrote it, which a `.ckpt` never does."""
+    try:
+        return path.suffix == ".safetensors" and payload.read_header(path).mark is None
     except (Damaged, OSError):
         return False
 
