@@ -166,7 +166,7 @@ class Job:
         stepped = self.first_step(ordinal + 1)
         end = self.events("end")[ordinal - 1]
         record = json.loads(max((self.save / "commits/attempts").glob("*.json")).read_text())["from"]
-        lost = _step(end["reached"]) - _step([record["epoch"], record["step"]])
+        lost = max(0, _step(end["reached"]) - _step([record["epoch"], record["step"]]))  # a pulse is read now and then
         start_s = stepped - started
         return Row(
             fault, end["class"], "restarted", noticed - struck, started - struck, stepped - struck, start_s, lost
