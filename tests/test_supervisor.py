@@ -126,6 +126,15 @@ def test_ranks_within_a_script(toy: Toy):
     assert [(end["class"], end["rank"]) for end in toy.ends] == [("done", None)]
 
 
+def test_what_jumps_with_the_clock_is_for_people():
+    """Nothing is decided by a clock that can be set: only the time that history and log show is read from it."""
+    package = Path(run.__file__).parent
+    readers = {path.name: re.findall(r"time\.time\b|\.now\(", path.read_text()) for path in package.glob("*.py")}
+
+    assert {name: found for name, found in readers.items() if found} == {"run.py": [".now("]}
+    assert re.fullmatch(r"\d{4}-.*\+00:00", run._now())
+
+
 DEATHS = [
     # what the rank does, which one, the class, and what it ends with
     ("kill", 0, "killed", -9),
