@@ -65,10 +65,10 @@ fuzz: export FUZZ_EXAMPLES ?= 100
 fuzz: setup ## bad input near good input, FUZZ_EXAMPLES=100 times what `make test` draws, and other draws each time
 	$(RUN) python -m pytest tests/test_fuzz.py $(ARGS)
 
-# What starts msrun is one of the two; `WORKERS=0` for one after the other.
-test: export WORKERS ?= 2
-test: setup ## the whole test suite in WORKERS=2 processes; ARGS= goes to pytest
-	$(RUN) python -m pytest -n $(WORKERS) --dist loadgroup $(ARGS)
+# What starts msrun is one of the two; `PROCESSES=0` for one after the other.
+test: PROCESSES ?= 2
+test: setup ## the whole test suite in PROCESSES=2 processes; ARGS= goes to pytest
+	$(RUN) python -m pytest -n $(PROCESSES) --dist loadgroup $(ARGS)
 
 lint: setup ## ruff, mypy --strict, shellcheck
 	$(RUN) ruff check .

@@ -150,24 +150,25 @@ DEATHS = [
 def test_ranks_that_die(toy: Toy):
     """Seven deaths in one run: each noticed within a second, said why, all else ended, started again within three; the
     end is as if nothing had been."""
-    for_rank = (7, 1)  # rank 1 early: rank 0 may be at its end soon
+    steps = [17, 1, 1, 62, 1, 112, 1]  # of rank 0 far apart: when another rank dies, it leaves and saves where it is
     toy.breaks(
         *[
-            {"attempt": n, "rank": rank, "at": for_rank[rank], "do": what}
-            for n, (what, rank, *_) in enumerate(DEATHS, 1)
+            {"attempt": n, "rank": rank, "at": at, "do": what}
+            for n, ((what, rank, *_), at) in enumerate(zip(DEATHS, steps, strict=True), 1)
         ]
     )
 
-    summary = run.supervise(toy.plan(policy=Policy(attempts=10, backoff_s=0)))
+    long = [*LAUNCHER, "2", RANK, str(toy.save), "170"]
+    summary = run.supervise(toy.plan(policy=Policy(attempts=10, backoff_s=0), command=long))
 
     assert summary.action.what == "done"
-    assert (toy.save / "result").read_text() == repr([float(STEPS)] * 4)
+    assert (toy.save / "result").read_text() == repr([170.0] * 4)
     noticed, started = [], []
-    for end, (_, rank, kind, code) in zip(toy.ends[:-1], DEATHS, strict=True):
+    for end, (_, rank, kind, code), at in zip(toy.ends[:-1], DEATHS, steps, strict=True):
         assert (end["class"], end["rank"]) == (kind, rank)
         assert end["exit_code"] in (code, code or None)  # of 0 nobody tells, where the launcher was faster
         assert end["node"]
-        assert rank or (end["reached"], end["checkpoint"]) == ([0, 7], [0, 5])
+        assert rank or (end["reached"], end["checkpoint"]) == ([0, at], [0, at - 2])
         died = float((toy.save.parent / f"fault-{end['ordinal']}-{rank}").read_text())
         noticed.append(_said_at(toy, f"attempt {end['ordinal']} failed") - died)
         started.append(_said_at(toy, f"attempt {end['ordinal'] + 1} started") - died)

@@ -20,7 +20,7 @@ from ms_resume import locate
 from ms_resume.supervisor import files, nodes, processes
 
 HERE = Path(__file__).parent
-STEPS = 40
+STEPS = 140
 
 
 @dataclass
@@ -108,10 +108,10 @@ def test_a_death_on_one_node_ends_the_attempt_on_all(cluster: Cluster):
     killed meanwhile takes its part over."""
     cluster.breaks(
         {"attempt": 1, "rank": 1, "at": 8, "do": "kill"},
-        {"attempt": 2, "rank": 0, "at": 12, "do": "some error"},
+        {"attempt": 2, "rank": 0, "at": 60, "do": "some error"},  # far behind where the first attempt may end
     )
     first, second = cluster.start(0), cluster.start(1)
-    cluster.wait_for(lambda: cluster.step(0, 3) >= 13)
+    cluster.wait_for(lambda: cluster.step(0, 3) >= 61)
     second.kill()
     second.wait()
     second = cluster.start(1)
