@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import json
 import multiprocessing
 import os
@@ -21,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -85,6 +87,7 @@ def _on_the_bench(row: Row, measured: Measured, directory: Path, state: State) -
             held = memory("VmRSS") - before
             for of_pair in (0, number):
                 _save_once(row, measured, directory, save, finish, held, of_pair, step=2 * number + (of_pair > 0))
+        gc.collect()  # what rows leave in cycles is gigabytes
         shutil.rmtree(directory)
         directory.mkdir()
 
@@ -227,9 +230,10 @@ def versions() -> dict[str, str]:
 
 
 def _alone(work: Callable[..., Any], *arguments: Any) -> Any:
-    """In a process of its own: what the tools keep of one size is memory that the next one lacks."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(work, arguments)
+    """In a process of its own: what the tools keep of one size is memory that the next one lacks. One that is killed
+    for its memory is an error."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(work, *arguments).result()
 
 
 def main() -> int:
