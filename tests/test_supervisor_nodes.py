@@ -146,9 +146,9 @@ def test_asked_on_one_node_all_save_and_leave(cluster: Cluster):
 
 
 def test_an_error_that_stays_stops_all_nodes(cluster: Cluster):
-    """With the same code, though only node 1 has seen it."""
-    cluster.breaks({"rank": 1, "at": 1, "do": "typo"})
-    both = [cluster.start(0), cluster.start(1)]
+    """With the same code, though only node 1 has seen it. It comes before that rank has done anything."""
+    cluster.breaks({"rank": 1, "at": -1, "do": "typo"})
+    both = [cluster.start(0, steps=20), cluster.start(1, steps=20)]
 
     assert [supervisor.wait(60) for supervisor in both] == [60, 60], cluster.console(0) + cluster.console(1)
     assert "fowrard" in cluster.console(0)
