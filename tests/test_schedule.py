@@ -11,6 +11,7 @@ from runs import ThreadGroup, TinyRank, run_ranks
 
 import ms_resume
 from ms_resume import Schedule, locate
+from ms_resume.errors import UsageError
 from ms_resume.resume.schedule import Wishes
 
 
@@ -80,6 +81,31 @@ def test_a_signal_asks_once_and_is_passed_on(tmp_path: Path) -> None:
     finally:
         signal.signal(signal.SIGUSR1, was)
         signal.signal(signal.SIGUSR2, signal.SIG_DFL)
+
+
+def test_steps_go_by_the_schedule(tmp_path: Path) -> None:
+    """Without `save_every` it says when; with neither a run would save nothing until its end, which is refused."""
+
+    def rank_main(group: ThreadGroup, schedule: Schedule | None) -> list[str]:
+        me = TinyRank(group.rank)
+        with ms_resume.Checkpointer(
+            tmp_path,
+            policy=me.policy,
+            optimizer=me.optimizer,
+            steps_per_epoch=10,
+            schedule=schedule,
+            settings=ms_resume.Settings(heartbeat_s=0, keep_last=0),
+            group=group,
+            say=me.said.append,
+        ) as checkpointer:
+            checkpointer.start(resume=False)
+            for _ in checkpointer.steps(1):
+                me.train_one_step()
+        return [str(found.position) for found in locate.every(tmp_path)]
+
+    with pytest.raises(UsageError, match="nothing that says when to save"):
+        run_ranks(1, lambda group: rank_main(group, None)).ok()
+    assert run_ranks(1, lambda group: rank_main(group, Schedule(every_steps=4))).ok() == [["1_0", "0_8", "0_4"]]
 
 
 def test_a_trainer_that_sums_up_wishes(tmp_path: Path) -> None:

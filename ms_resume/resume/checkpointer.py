@@ -347,11 +347,19 @@ class Checkpointer:
         Ends before a step, saved, when a rank was asked to leave (`leave_on`, `left`).
 
         Args:
-            save_every: Steps of an epoch; when left out, the global steps of `--checkpoint_interval` (`start_as`).
+            save_every: Steps of an epoch. When left out, `schedule` and `--checkpoint_interval` (`start_as`) say when.
             behind: Saves run behind the step's rollout; the trainer calls `fence` before it writes parameters.
             wishes: The sum of all ranks' `wish`, of the last step. Without it one is made here, where signals are
                 listened to.
+
+        Raises:
+            UsageError: Nothing says when to save.
         """
+        if not save_every and self._mode is None and self._wishes.schedule == Schedule():
+            raise UsageError(
+                "steps() with nothing that says when to save: a death would cost the whole run",
+                hint="steps(epochs, save_every=N), Checkpointer(schedule=Schedule(...)), or start_as with its flags",
+            )
         summed = wishes or (self.gather_wishes if self._leaving.listening else lambda: 0.0)
         first = self.position
         if first.epoch >= epochs:
@@ -360,7 +368,7 @@ class Checkpointer:
             for step in range(first.step if epoch == first.epoch else 0, self._job.steps_per_epoch):
                 wanted = summed()
                 leaves = self.leaves(wanted)
-                due = step % save_every == 0 if save_every else self._interval_reason(epoch, step)
+                due = step % save_every == 0 if save_every else self._reason(epoch, step, wanted)
                 if wanted > 0 or due:
                     (self.begin if behind else self.save)(epoch, step)
                 if leaves:
@@ -479,13 +487,14 @@ class Checkpointer:
         """
         self.phase("step", epoch, step)
         self._is_asked(wishes)
-        return self._wishes.schedule.reason(epoch, step, wishes=wishes) or self._interval_reason(epoch, step)
+        return self._reason(epoch, step, wishes)
 
-    def _interval_reason(self, epoch: int, step: int) -> str:
-        if self._mode is None:
-            return ""
-        done, scheduled = epoch * self._job.steps_per_epoch + step, self._wishes.schedule != Schedule()
-        return self._mode.saves_after(done, scheduled=scheduled)
+    def _reason(self, epoch: int, step: int, wishes: float) -> str:
+        schedule = self._wishes.schedule
+        reason = schedule.reason(epoch, step, wishes=wishes)
+        if reason or self._mode is None:
+            return reason
+        return self._mode.saves_after(epoch * self._job.steps_per_epoch + step, scheduled=schedule != Schedule())
 
     def fence(self) -> None:
         """Returns when what is being saved is copied: parameters may change again. At once when nothing is.
