@@ -123,6 +123,20 @@ def writable(array: NDArray[Any]) -> memoryview | None:
     return array.reshape(-1).view(np.uint8).data
 
 
+_SMALL = 64 << 10
+"""Bytes that are copied in a few microseconds."""
+
+
+def copy(source: memoryview, target: memoryview) -> None:
+    """Bytes of flat views. Other threads run meanwhile, where it takes longer than to hand over to them and back."""
+    import numpy as np
+
+    if len(source) < _SMALL:
+        target[:] = source
+    else:
+        np.copyto(np.frombuffer(target, np.uint8), np.frombuffer(source, np.uint8))
+
+
 def to_array(value: HostTensor) -> NDArray[Any]:
     """A view of the bytes. bfloat16, which NumPy lacks, is not known here."""
     import numpy as np

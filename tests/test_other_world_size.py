@@ -18,6 +18,7 @@ from test_resume import error_of, stock_job
 
 import ms_resume
 from ms_resume.errors import Disagreement, LayoutMismatch, UsageError
+from ms_resume.load import warm
 from ms_resume.ondisk import meta, names
 from ms_resume.records import Position
 from ms_resume.resume import choice, resplit
@@ -246,4 +247,4 @@ def test_where_each_node_has_its_own_disk(save: Path) -> None:
 def test_a_word_that_is_none(save: Path) -> None:
     """There is one kind of ranks that can be exchanged."""
     with pytest.raises(UsageError, match="'tensor_parallel'"):
-        resplit.check_word("tensor_parallel")
+        warm.check_word("tensor_parallel")

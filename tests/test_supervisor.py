@@ -127,7 +127,8 @@ def test_ranks_within_a_script(toy: Toy):
 
 
 def test_what_jumps_with_the_clock_is_for_people():
-    """Nothing is decided by a clock that can be set: only the time that history and log show is read from it."""
+    """A node decides nothing by a clock that can be set: only the time that history and log show is read from it. Of
+    several nodes that failed in one attempt, that time says which was first: hosts have no other clock in common."""
     package = Path(run.__file__).parent
     readers = {path.name: re.findall(r"time\.time\b|\.now\(", path.read_text()) for path in package.glob("*.py")}
 

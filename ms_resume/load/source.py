@@ -17,7 +17,7 @@ from ms_resume.load import spread
 from ms_resume.ondisk import ckpt, payload, reading, sums
 from ms_resume.progress import Progress
 from ms_resume.records import Payload, TensorInfo
-from ms_resume.state import HostTensor
+from ms_resume.state import HostTensor, copy
 
 Poured = Callable[[], dict[str, str]]
 """Waits until everything is read, and gives the digests by name; raises Damaged or DiskError."""
@@ -33,9 +33,6 @@ _MOST_NAMES = 256
 
 _MOST_STREAMS = 8
 """Descriptors of one file."""
-
-_SMALL = 64 << 10
-"""Bytes that are copied in a few microseconds."""
 
 _T = TypeVar("_T")
 
@@ -90,7 +87,7 @@ def pour(
         if (value.dtype, value.shape) != (said.dtype, said.shape):
             raise MsResumeError(f"{source.path}: {name!r} is {value.info}, expected {said}")
         if name in into:
-            _copy(value.data, into[name])
+            copy(value.data, into[name])
         told(len(value.data))
         return {name: payload.digest_of(value.data)}
 
@@ -254,22 +251,12 @@ def _streams(batches: Sequence[_T], count: int) -> list[Sequence[_T]]:
 def _copier(memory: memoryview) -> sums.Sink:
     at = 0
 
-    def copy(piece: memoryview) -> None:
+    def append(piece: memoryview) -> None:
         nonlocal at
-        _copy(piece, memory[at : at + len(piece)])
+        copy(piece, memory[at : at + len(piece)])
         at += len(piece)
 
-    return copy
-
-
-def _copy(data: memoryview, memory: memoryview) -> None:
-    """Lets other threads run meanwhile, where it takes longer than to hand over to them and back."""
-    import numpy as np
-
-    if len(data) < _SMALL:
-        memory[:] = data
-    else:
-        np.copyto(np.frombuffer(memory, np.uint8), np.frombuffer(data, np.uint8))
+    return append
 
 
 @contextlib.contextmanager

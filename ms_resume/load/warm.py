@@ -84,6 +84,12 @@ class Place:
         )
 
 
+def check_word(allowed: str) -> None:
+    """Raises UsageError where `allow_world_size` is none that there is."""
+    if allowed not in ("", DATA_PARALLEL):
+        raise UsageError(f"allow_world_size is {allowed!r}", hint=f"the one choice is {DATA_PARALLEL!r}")
+
+
 def find(path: Path, role: str, *, world_size: int, position: Position | None = None, is_local: bool = False) -> Place:
     """What to open for `role` ("policy" or "optimizer"): of a directory the newest whole position, or `position`.
 

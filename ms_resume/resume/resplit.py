@@ -10,20 +10,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from ms_resume.errors import LayoutMismatch, UsageError
+from ms_resume.errors import LayoutMismatch
+from ms_resume.load.warm import DATA_PARALLEL
 from ms_resume.ondisk import names, payload, votes
 from ms_resume.records import ROLES, Position, Vote
 from ms_resume.resume.choice import Choice
 from ms_resume.resume.restore import Settled
-from ms_resume.resume.start_mode import DATA_PARALLEL
 
 if TYPE_CHECKING:
     from ms_resume.resume.session import Job
-
-
-def check_word(allowed: str) -> None:
-    if allowed not in ("", DATA_PARALLEL):
-        raise UsageError(f"allow_world_size is {allowed!r}", hint=f"the one choice is {DATA_PARALLEL!r}")
 
 
 def check(chosen: Choice, world_size: int, allowed: str, *, is_shared: bool) -> bool:

@@ -26,7 +26,7 @@ from ms_resume.errors import (
 from ms_resume.framework import nets
 from ms_resume.framework.group import Group
 from ms_resume.layouts import survey
-from ms_resume.load import doubt, overrides
+from ms_resume.load import doubt, overrides, warm
 from ms_resume.load.names.match import NONE, Gaps, fitted
 from ms_resume.load.source import NameMap, Readable, Source
 from ms_resume.load.views import Part
@@ -230,7 +230,7 @@ def _asked(job: Job, request: Request) -> dict[str, Any]:
             )
     if None not in asked.values():
         raise UsageError(f"position {request.position} and global step {request.global_step}", hint="give one of them")
-    resplit.check_word(request.allow_world_size)
+    warm.check_word(request.allow_world_size)
     if request.weights == INSTEAD and not request.resume:
         raise UsageError("weights_from without resume: nothing else is loaded", hint="that is warm_start(PATH)")
     overrides.check(request.override)

@@ -20,12 +20,12 @@ from typing import Any
 from ms_resume import settings
 from ms_resume.errors import UsageError
 from ms_resume.load import overrides
+from ms_resume.load.warm import DATA_PARALLEL
 from ms_resume.settings import Settings
 
 CHECKPOINT_INTERVAL = 5000
 KEEP_ALL = -1
 AUTO = "auto"
-DATA_PARALLEL = "data_parallel"
 _NONE = "none"
 
 _NEWEST = ("--resume_training", "--auto_resume", "--resume_from auto")

@@ -17,7 +17,7 @@ from ms_resume import load
 from ms_resume.errors import NamesMismatch, UsageError
 from ms_resume.layouts.mindrlhf import POSITION_TENSORS
 from ms_resume.load import optimizers, overrides, warm
-from ms_resume.load.names.match import NONE, Gaps, fitted
+from ms_resume.load.names.match import NONE, Gaps, fitted, some
 from ms_resume.load.source import NameMap, Readable
 from ms_resume.load.views import Only, Part
 from ms_resume.load.warm import Place
@@ -42,10 +42,7 @@ class Plan:
 
     def asked(self) -> dict[str, Any]:
         """What all ranks must be asked alike. Paths may differ: each node may have a disk of its own."""
-        if self.allow_world_size not in ("", warm.DATA_PARALLEL):
-            raise UsageError(
-                f"allow_world_size is {self.allow_world_size!r}", hint=f"the one choice is {warm.DATA_PARALLEL!r}"
-            )
+        warm.check_word(self.allow_world_size)
         return {
             "the position of the weights": str(self.position),
             "where the optimizer's state comes from": self.optimizer is not None,
@@ -167,7 +164,7 @@ def _weights(source: Readable, role: str, live: Tensors, plan: Plan, say: Callab
     """The weights in a source, under the net's names."""
     weights = warm.weights_in(source.tensors, live.infos().keys())
     if left := source.tensors.keys() - weights - set(POSITION_TENSORS):
-        say(f"{len(left)} tensors in the same file are optimizer state and counters, not taken: {_some(left)}")
+        say(f"{len(left)} tensors in the same file are optimizer state and counters, not taken: {some(left)}")
     part: Readable = Part(source, weights)
     if plan.name_map is not None:
         part = plan.name_map.apply(part, role)
@@ -210,8 +207,3 @@ def _lines(ready: Ready, is_new: bool, seconds: float) -> Iterable[str]:
     for place in filter(None, (ready.weights, ready.optimizer)):
         yield from (f"passed over {place.path} at {r.position}: {r.kind}: {r.reason}" for r in place.rejected)
         yield from (f"warning: {warning}" for warning in place.warnings)
-
-
-def _some(names: Iterable[str]) -> str:
-    found = sorted(names)
-    return ", ".join(found[:3]) + (", ..." if len(found) > 3 else "")

@@ -21,7 +21,7 @@ from typing import Any
 from ms_resume.errors import UsageError
 from ms_resume.ondisk import direct, payload
 from ms_resume.records import TensorInfo
-from ms_resume.state import HostTensor
+from ms_resume.state import HostTensor, copy
 
 Read = Callable[[], HostTensor]
 """Gives a tensor's bytes as they are now; called once in each save, from any thread."""
@@ -38,9 +38,6 @@ _BATCH = 4 << 20
 
 _MOST_NAMES = 256
 """And so many of them."""
-
-_SMALL = 64 << 10
-"""Bytes that are copied in a few microseconds."""
 
 _WIDEST = 8
 """Bytes of the widest item."""
@@ -215,21 +212,11 @@ class Staged:
             if (tensor.dtype, tensor.shape) != (info.dtype, info.shape):
                 found, was = f"{tensor.dtype}{list(tensor.shape)}", f"{info.dtype}{list(info.shape)}"
                 raise UsageError(f"{run.roles[0]}: {name!r} is {found} now, it was {was} at the start", hint=_ANEW)
-            _copy(tensor.data, self._buffer[run.where(info)])
+            copy(tensor.data, self._buffer[run.where(info)])
 
     def _digest(self, run: Run, names: list[str], copied: Future[None]) -> dict[str, str]:
         copied.result()
         return {name: payload.digest_of(self._buffer[run.where(run.placed[name])]) for name in names}
-
-
-def _copy(source: memoryview, target: memoryview) -> None:
-    """Lets other threads run meanwhile, where the copy takes longer than to hand over to them and back."""
-    import numpy as np
-
-    if len(source) < _SMALL:
-        target[:] = source
-    else:
-        np.copyto(np.frombuffer(target, np.uint8), np.frombuffer(source, np.uint8))
 
 
 def _equal(one: memoryview, other: memoryview) -> bool:

@@ -88,11 +88,11 @@ class LoadReport:
     def let_through(self) -> Iterator[str]:
         """Of a clean one: a line for each kind of gap that the caller named and that is there."""
         if self.missing:
-            yield f"{len(self.missing)} tensors keep their values, by allow_missing: {_some(self.missing)}"
+            yield f"{len(self.missing)} tensors keep their values, by allow_missing: {some(self.missing)}"
         if self.unexpected:
-            yield f"{len(self.unexpected)} tensors are not taken, by allow_unexpected: {_some(self.unexpected)}"
+            yield f"{len(self.unexpected)} tensors are not taken, by allow_unexpected: {some(self.unexpected)}"
         if self.casts:
-            yield f"{len(self.casts)} tensors are taken in another dtype, by widen or narrow: {_some(self.casts)}"
+            yield f"{len(self.casts)} tensors are taken in another dtype, by widen or narrow: {some(self.casts)}"
 
     def lines(self) -> Iterator[str]:
         """For people: as many lines for four thousand names as for forty."""
@@ -242,7 +242,8 @@ def by_module(names: Iterable[str]) -> str:
     return said + (f", {len(rest)} others {sum(count for _, count in rest)}" if rest else "")
 
 
-def _some(names: Iterable[str]) -> str:
+def some(names: Iterable[str]) -> str:
+    """The first of them, for people."""
     found = sorted(names)
     return ", ".join(found[:_SHOWN]) + (", ..." if len(found) > _SHOWN else "")
 
