@@ -1,6 +1,7 @@
 """What a rank tells whoever supervises it: where it is, what all its threads are doing when asked, and how it ended.
 
-    writes   rank_R.pulse, rank_R.stacks, rank_R.outcome, rank_R.jsonl in the directory that MS_RESUME_WATCH_DIR names
+    writes   rank_R.pulse, rank_R.stacks, rank_R.outcome, rank_R.jsonl in the directory that MS_RESUME_WATCH_DIR names;
+             scheduler.failed where msrun's scheduler, which runs the same program, ends with an error
 
 The directory is the supervisor's, never a save directory. No thread moves a pulse: it moves when training does, so one
 that stands still is a rank that hangs.
@@ -28,6 +29,9 @@ from ms_resume.records import Position
 
 STACKS_SIGNAL = signal.SIGUSR2
 """Makes a rank write the Python stacks of all its threads, also while it waits inside a collective."""
+
+SCHEDULER_FAILED = "scheduler.failed"
+"""What the scheduler's error was."""
 
 _BYTES = 512
 _TRACEBACK_LINES = 40
@@ -136,8 +140,10 @@ def run(main: Callable[[list[str]], int], arguments: list[str]) -> int:
     Without it a supervisor knows only what happens between `Checkpointer.start` and its end.
     """
     rank, here = _announced_rank(), settings.from_environment()
-    if rank is None or not here.watch_dir:
+    if not here.watch_dir:
         return main(arguments)
+    if rank is None:
+        return _schedule(main, arguments, Path(here.watch_dir))
     pulse = Pulse(here.watch_dir, rank, here.label)
     _OPENED[:] = [pulse]
     try:
@@ -150,6 +156,18 @@ def run(main: Callable[[list[str]], int], arguments: list[str]) -> int:
         raise
     pulse.exits(code)
     return code
+
+
+def _schedule(main: Callable[[list[str]], int], arguments: list[str], directory: Path) -> int:
+    """msrun asks its scheduler last, when all ranks have ended: who waits for a rendezvous that nobody holds, waits for
+    MindSpore's timeouts, half an hour by default."""
+    try:
+        return main(arguments)
+    except Exception as error:
+        if directory.is_dir():
+            with contextlib.suppress(DiskError):
+                atomic.replace(directory / SCHEDULER_FAILED, json.dumps(_described(error)).encode(), directory.name)
+        raise
 
 
 def told(error: BaseException) -> None:

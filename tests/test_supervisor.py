@@ -714,6 +714,69 @@ def test_the_rank_that_is_furthest_behind_hangs(toy: Toy):
         sleeper.wait()
 
 
+SCHEDULED = """
+import os, signal, subprocess, sys
+from pathlib import Path
+from ms_resume import pulse
+
+def main(words):
+    if os.environ["MS_ROLE"] == "MS_SCHED":
+        raise RuntimeError("bind: Address already in use")
+    signal.pause()
+
+if "MS_ROLE" in os.environ:
+    sys.exit(pulse.run(main, []))
+here, children = Path(os.environ["MS_RESUME_WATCH_DIR"]), []
+if here.name.startswith(sys.argv[1]):
+    for role, log in ("MS_WORKER", "worker_0.log"), ("MS_SCHED", "scheduler.log"):
+        with (here / log).open("wb") as out:
+            its = {**os.environ, "MS_ROLE": role, "RANK_ID": "0"}
+            children.append(subprocess.Popen([sys.executable, __file__], env=its, stdout=out, stderr=out))
+    for child in children:
+        child.wait()
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+"""A launcher whose first attempt's scheduler fails, while its rank waits in the rendezvous; the next one trains."""
+
+
+def test_a_scheduler_that_fails(toy: Toy):
+    """Its ranks would wait for MindSpore's timeout: it is noticed by itself, with the line that shows why."""
+    script = toy.save.with_name("launcher.py")
+    script.write_text(SCHEDULED)
+    began = time.monotonic()
+    command = [sys.executable, str(script), "000001", *LAUNCHER, "2", RANK, str(toy.save), str(STEPS)]
+
+    assert run.supervise(toy.plan(command=command, ranks=0)).action.what == "done"
+    assert [(end["class"], end["rank"]) for end in toy.ends] == [("scheduler_died", None), ("done", None)]
+    assert toy.said("bind: Address already in use")
+    assert time.monotonic() - began < HANG.phases["launch"]
+
+
+def test_asked_while_the_ranks_wait_for_each_other(toy: Toy):
+    """They hear no signal in MindSpore's rendezvous, and have nothing to save: not the time of a save is waited."""
+    clock = [0.0]
+    deaf = subprocess.Popen(
+        [sys.executable, "-c", "import signal; signal.signal(15, signal.SIG_IGN); print(); signal.pause()"],
+        stdout=subprocess.PIPE,
+    )
+    assert deaf.stdout is not None
+    deaf.stdout.readline()
+    process = processes.Watched(deaf.pid).process
+    stage = Stage(toy, launcher=process)
+    stage.watch._clock = lambda: clock[0]
+    stage.pulse(0, process.pid, process.start, phase="launch")
+    stage.watch._pass_on()
+    clock[0] = 9.0
+    assert stage.watch.look() is None
+    clock[0] = 11.0
+    evidence = stage.watch.look()
+
+    assert evidence is not None
+    assert (evidence.asked, evidence.left, deaf.poll()) == (True, False, None)
+    deaf.kill()
+    deaf.communicate()
+
+
 @pytest.mark.parametrize(("words", "code"), [({"done": True, "exit_code": 0}, 0), ({"done": True}, None), (None, -9)])
 def test_a_kill_after_the_last_words_is_none(toy: Toy, words: dict[str, Any] | None, code: int | None):
     """MindSpore's processes end from a thread, which /proc shows as SIGKILL of the others."""

@@ -16,7 +16,7 @@ from ms_resume.supervisor.evidence import Evidence, RankEnd
 
 LOGS = sorted((Path(__file__).parent / "supervisor_logs").glob("*.log"))
 TABLE = rules.read()
-WITHOUT_LOGS = {"done", "interrupted", "elsewhere", "launcher_died", "unknown", "bug"} | {
+WITHOUT_LOGS = {"done", "interrupted", "elsewhere", "launcher_died", "scheduler_died", "unknown", "bug"} | {
     "nothing_to_resume", "names", "layout", "not_empty", "in_use", "torn_checkpoint",
 }  # fmt: skip  # known by the class of the error alone: the test below
 

@@ -47,6 +47,8 @@ class Evidence:
     """What stood still, for how long; empty where nothing did."""
     elsewhere: str = ""
     """Which other node's part failed, so that this one was ended; empty where it was this one's."""
+    scheduler: bool = False
+    """msrun's scheduler failed while all ranks waited for it; `launcher_log` is its log then."""
     launcher_code: int | None = None
     launcher_log: tuple[str, ...] = ()
     oom_kills: int = 0

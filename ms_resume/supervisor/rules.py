@@ -23,7 +23,7 @@ ELSEWHERE = "elsewhere"
 
 VERDICTS = ("restart", "once", "stop", "leave", "done")
 _PATTERNS = ("error", "message", "log")
-_FLAGS = ("hang", "oom_kill", "left", "done", "asked", "elsewhere", "words", "rank")
+_FLAGS = ("hang", "oom_kill", "left", "done", "asked", "elsewhere", "scheduler", "words", "rank")
 _CHOICES = ("exit_code", "phase")
 _SHOWN = 5
 _LONGEST_DETAIL = 200
@@ -91,6 +91,7 @@ def _holds(name: str, wanted: Any, evidence: Evidence) -> bool:
         "done": evidence.done,
         "asked": evidence.asked,
         "elsewhere": bool(evidence.elsewhere),
+        "scheduler": evidence.scheduler,
         "words": first is not None and first.outcome is not None,
         "rank": first is not None,
     }

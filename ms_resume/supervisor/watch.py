@@ -11,11 +11,12 @@ import re
 import subprocess
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from signal import SIGKILL, SIGTERM
 from typing import Any, TextIO
 
+from ms_resume.pulse import SCHEDULER_FAILED
 from ms_resume.records import Position
 from ms_resume.supervisor import files, host, processes, stacks
 from ms_resume.supervisor.evidence import Evidence, RankEnd
@@ -33,6 +34,9 @@ _SCAN_RARELY_S = 30.0
 
 _LAUNCHER_LINGERS_S = 15.0
 _OTHERS_LEAVE_S = 30.0
+
+_LAUNCH_LEAVES_S = 10.0
+"""A rank that waits in MindSpore for the others hears no signal; nothing is lost with it."""
 
 
 @dataclass
@@ -283,6 +287,9 @@ class Watch:
             return self._evidence(now, done=True)  # a program that knows nothing of us: its word is all there is
         if self._launcher_gone() and (verdict := self._without_launcher(now, running)) is not None:
             return verdict
+        if self._all_launch() and (self._started.directory / SCHEDULER_FAILED).exists():
+            log = files.tail(self._started.directory / "scheduler.log")
+            return replace(self._evidence(now), scheduler=True, launcher_log=log)
         return self._hang(now)
 
     def _without_launcher(self, now: float, running: int) -> Evidence | None:
@@ -292,12 +299,17 @@ class Watch:
             return None
         return self._evidence(now)
 
+    def _all_launch(self) -> bool:
+        """They say so themselves: who knows nothing of us may be anywhere."""
+        return bool(self._ranks) and all(rank.pulse and rank.phase == "launch" for rank in self._ranks.values())
+
     def _after_asking(self, now: float, running: int, ended: list[RankEnd], left: bool) -> Evidence | None:
         assert self._asked_at is not None
         if running == 0 and ended and all(_went_well(end, spoken=True) for end in ended):
             return self._evidence(now, done=True)  # it was at its end when it was asked
         gone = running == 0 and (bool(self._ranks) or self._launcher_gone())
-        if not gone and now - self._asked_at < self._plan.leave_s:
+        patience = min(self._plan.leave_s, _LAUNCH_LEAVES_S) if self._all_launch() else self._plan.leave_s
+        if not gone and now - self._asked_at < patience:
             return None
         return self._evidence(now, asked=True, left=left)
 
