@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import socket
 import subprocess
 from collections.abc import Callable, Mapping
@@ -43,14 +44,21 @@ def _variables(launch: Launch) -> dict[str, str]:
         "SAVE_DIR": str(launch.save),
         "CONFIG": str(launch.config),
         "BASE_MODEL": str(launch.base),
-        "MASTER_PORT": str(_free_port()),
+        "MASTER_PORT": str(free_port()),
         "SUPERVISE": "0",  # whoever launches from here decides for itself what comes after a death
         "GLOG_v": os.environ.get("GLOG_v", "3"),  # noqa: SIM112  # its name; warnings would bury the run's lines
         "MS_NODE_TIMEOUT": "5",  # msrun otherwise waits 30 s for a rank that is dead
     }
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def free_port() -> int:
+    """A port that nobody has, and that the kernel does not give to a connection before msrun listens there."""
+    given = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    while True:
+        port = random.SystemRandom().randrange(10_000, given if given > 20_000 else 32_768)
+        with socket.socket() as probe:
+            try:
+                probe.bind(("", port))
+            except OSError:
+                continue
+            return port
