@@ -50,17 +50,18 @@ class Rounds:
 
 
 class ThreadGroup:
-    """One rank of a group of threads: `exchange` as a `ms_resume.framework.group.Group` has it."""
+    """One rank of a group of threads: `exchange` as a `ms_resume.framework.group.Group` has it. `exchanges` counts
+    them."""
 
     def __init__(self, rank: int, rounds: Rounds) -> None:
         self.rank = rank
         self.world_size = rounds.world_size
         self._rounds = rounds
-        self._next = 0
+        self.exchanges = 0
 
     def exchange(self, data: bytes) -> list[bytes]:
-        self._next += 1
-        return self._rounds.say(self._next - 1, self.rank, data)
+        self.exchanges += 1
+        return self._rounds.say(self.exchanges - 1, self.rank, data)
 
     def leave(self) -> None:
         """This rank ends: whoever waits for it, or will, waits in vain."""

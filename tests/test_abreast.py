@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import shutil
 import threading
-import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import own_trees
 import pytest
@@ -24,12 +25,15 @@ def network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("network")
 def test_many_are_looked_at_by_several_threads(tmp_path: Path) -> None:
-    """Their answers come in the order of the items."""
+    """Their answers come in the order of the items. None goes on before there are two."""
     seen: set[str] = set()
+    several = threading.Event()
 
     def look(item: int) -> int:
         seen.add(threading.current_thread().name)
-        time.sleep(0.0001)
+        if len(seen) > 1:
+            several.set()
+        assert several.wait(20)
         return item * item
 
     items = range(10 * abreast.FEW)
@@ -47,29 +51,46 @@ def test_few_or_on_a_local_disk_by_the_caller(tmp_path: Path, monkeypatch: pytes
         assert looked == {threading.current_thread().name}
 
 
+@pytest.fixture
+def waited_for(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """The caller wants no more answers, and waits for the threads to end."""
+    over, shutdown = threading.Event(), ThreadPoolExecutor.shutdown
+
+    def ends(pool: ThreadPoolExecutor, *args: Any, **kwargs: Any) -> None:
+        over.set()
+        shutdown(pool, *args, **kwargs)
+
+    monkeypatch.setattr(ThreadPoolExecutor, "shutdown", ends)
+    return over
+
+
+MOST = (abreast.THREADS + 1) * abreast._AT_ONCE
+"""What was taken in one go at first, and what each thread has begun meanwhile."""
+
+
 @pytest.mark.usefixtures("network")
-def test_an_error_ends_it(tmp_path: Path) -> None:
-    """It is raised where the answers are taken, and most of the rest is left undone."""
+def test_an_error_ends_it(tmp_path: Path, waited_for: threading.Event) -> None:
+    """It is raised where the answers are taken, and what no thread had begun by then is left undone."""
     done: list[int] = []
 
     def look(item: int) -> None:
         if item == 3:
             raise OSError("no answer")
-        time.sleep(0.001)
+        assert item < abreast._AT_ONCE or waited_for.wait(20)
         done.append(item)
 
     with pytest.raises(OSError, match="no answer"):
         list(abreast.each(look, range(20_000), tmp_path))
-    assert len(done) < 10_000
+    assert len(done) <= MOST
 
 
 @pytest.mark.usefixtures("network")
-def test_who_stops_asking_is_not_kept_waiting(tmp_path: Path) -> None:
+def test_who_stops_asking_is_not_kept_waiting(tmp_path: Path, waited_for: threading.Event) -> None:
     """The first file that is missing decides; what comes after it is not looked at."""
     done: list[int] = []
 
     def look(item: int) -> int:
-        time.sleep(0.001)
+        assert item < abreast._AT_ONCE or waited_for.wait(20)
         done.append(item)
         return item
 
@@ -77,7 +98,7 @@ def test_who_stops_asking_is_not_kept_waiting(tmp_path: Path) -> None:
     assert next(answers) == 0
     answers.close()  # type: ignore[attr-defined]  # it is a generator
 
-    assert len(done) < 10_000
+    assert len(done) <= MOST
 
 
 @pytest.mark.usefixtures("network")

@@ -36,7 +36,7 @@ def here(tmp_path: Path) -> Path:
 
 
 def typed(script: Path, here: Path, keys: str, until: str) -> str:
-    """What stands on the line after `keys` were typed in a shell of `here`; given up after 10 s without `until`."""
+    """What stands on the line after `keys` were typed in a shell of `here`, which shows its prompt."""
     ours, theirs = pty.openpty()
     environment = {"PATH": os.environ["PATH"], "TERM": "dumb", "PS1": "$ ", "HISTFILE": ""}
     words = ["bash", "--norc", "--noprofile", "-i"]
@@ -45,17 +45,20 @@ def typed(script: Path, here: Path, keys: str, until: str) -> str:
     ) as shell:
         os.close(theirs)
         os.write(ours, f"bind 'set bell-style none'; source {script}; echo re''ady\n".encode())
-        _shown(ours, "\nready")
-        os.write(ours, keys.encode())
-        line = _shown(ours, until)
-        shell.kill()
+        try:
+            _shown(ours, "\nready\n$ ")
+            os.write(ours, keys.encode())
+            line = _shown(ours, until)
+        finally:
+            shell.kill()
     os.close(ours)
     return line
 
 
 def _shown(fd: int, until: str) -> str:
-    shown, deadline = "", time.monotonic() + 10
-    while until not in shown and time.monotonic() < deadline:
+    shown, deadline = "", time.monotonic() + 60
+    while until not in shown:
+        assert time.monotonic() < deadline, shown
         if select.select([fd], [], [], 0.1)[0]:
             shown += os.read(fd, 65536).decode().replace("\r", "")
     return shown

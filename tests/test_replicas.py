@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from ms_resume import locate, strategies, verify
 from ms_resume.errors import UsageError
 from ms_resume.ondisk import names
 from ms_resume.records import Checkpoint, Position
+from ms_resume.write import replicas
 from ms_resume.write.replicas import ROLES, deal
 
 TWO = strategies.Strategy("", 2, strategies.Parallel(2, 1, 1)).as_json()
@@ -107,15 +110,17 @@ def test_replicas_that_differ_share_nothing(tmp_path: Path) -> None:
     assert verify.check(newest, deep=True) == []
 
 
-def test_a_replica_that_does_not_write(tmp_path: Path) -> None:
+def test_a_replica_that_does_not_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is waited for once, and then not again; what is saved is whole."""
+    slept = Mock(side_effect=time.sleep)
+    monkeypatch.setattr(replicas, "time", SimpleNamespace(monotonic=time.monotonic, sleep=slept))
     ranks = started(tmp_path, share_replicas_s=0.2)
     for step in (1, 2):
-        began = time.monotonic()
+        slept.reset_mock()
         for rank in reversed(ranks):  # one after the other, so each waits in vain for what the next one writes
             assert rank.checkpointer is not None
             rank.checkpointer.save(0, step)
-        assert (time.monotonic() - began > 0.2) == (step == 1)
+        assert slept.called == (step == 1)
     newest = locate.latest(tmp_path).checkpoint
 
     assert newest is not None

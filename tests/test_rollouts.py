@@ -213,18 +213,16 @@ def test_a_disk_that_fails_ends_the_keeping_not_the_run(tmp_path: Path, monkeypa
 
 def test_generation_does_not_wait_for_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`take` returns while the record is still being written."""
-    gate = threading.Event()
-    real = atomic.append
-    monkeypatch.setattr(atomic, "append", lambda *a, **k: (gate.wait(10), real(*a, **k))[1])
-    threading.Timer(0.5, gate.set).start()
-    stalled: list[bool] = []
+    gate, real, written = threading.Event(), atomic.append, list[bool]()
+    monkeypatch.setattr(atomic, "append", lambda *a, **k: (written.append(gate.wait(20)), real(*a, **k))[1])
     rollouts = keeping(tmp_path / "save")
     for step in range(5):
         rollouts.take(step, lambda: {"tokens": np.zeros(1000)})
-        stalled.append(gate.is_set())
+    assert written == []
+    gate.set()
     rollouts.flush()
 
-    assert stalled == [False] * 5
+    assert written == [True] * 5
     assert len(journal.entries(logs(tmp_path / "save")[0])[0]) == 5
 
 

@@ -39,7 +39,7 @@ class Slow(Arrays):
         self.go.set()
 
     def read(self, name: str) -> HostTensor:
-        self.go.wait(10)
+        self.go.wait(20)
         return super().read(name)
 
 
@@ -87,7 +87,7 @@ def test_begin_returns_before_anything_is_copied(tmp_path: Path) -> None:
 
     assert not opened.wait(0.2)
     me.policy.go.set()  # type: ignore[attr-defined]
-    assert opened.wait(10)
+    assert opened.wait(60)
     fence.join()
     for array in (*me.policy.values(), *me.optimizer.values()):
         array[...] = 77
@@ -124,9 +124,9 @@ def test_a_trainer_that_changes_too_early(tmp_path: Path, staging: bool, when: s
     flight = checkpointer._saver._flight  # type: ignore[union-attr]
     assert flight is not None
     if when == "when it is saved":
-        flight._over.wait(10)
+        flight._over.wait(60)
     else:
-        flight.snapshot.taken.wait(10)
+        flight.snapshot.taken.wait(60)
         for staged in flight.snapshot.staged.values():
             staged.settle()
     me.policy["w"][...] += 1
@@ -148,7 +148,7 @@ def test_in_turn_every_tensor_is_looked_at(tmp_path: Path) -> None:
     found = []
     for step in (2, 4):
         checkpointer.begin(0, step)
-        checkpointer._saver._flight._over.wait(10)  # type: ignore[union-attr]
+        checkpointer._saver._flight._over.wait(60)  # type: ignore[union-attr]
         me.policy["bias"][...] += 1
         try:
             checkpointer.fence()
@@ -179,7 +179,7 @@ def test_an_error_reaches_the_next_call(tmp_path: Path, monkeypatch: pytest.Monk
     with monkeypatch.context() as patched:
         failing(patched, DiskError("no room", hint=""))
         checkpointer.begin(0, 2)
-        checkpointer._saver._flight._over.wait(10)  # type: ignore[union-attr]
+        checkpointer._saver._flight._over.wait(60)  # type: ignore[union-attr]
         with pytest.raises(DiskError, match="no room"):
             calls[call]()
     if call != "close":
@@ -245,8 +245,15 @@ def test_a_save_that_hangs_is_reported(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(saver, "_SHOWN_AFTER_S", 0)
     (me,) = started(tmp_path, save_timeout_s=0.05)
     me.policy.go.clear()  # type: ignore[attr-defined]
+    tell = checkpointer_of(me)._saver._say  # type: ignore[union-attr]
+
+    def say(text: str) -> None:
+        tell(text)
+        if "waited for" in text:
+            me.policy.go.set()  # type: ignore[attr-defined]
+
+    monkeypatch.setattr(checkpointer_of(me)._saver, "_say", say)
     checkpointer_of(me).begin(0, 2)
-    threading.Timer(0.3, me.policy.go.set).start()  # type: ignore[attr-defined]
     checkpointer_of(me).wait()
 
     assert any("the save of 0_2 is waited for since 0.05 s" in text for text in me.said)
@@ -279,7 +286,7 @@ c = ms_resume.Checkpointer({str(tmp_path)!r}, policy=w, optimizer=w, steps_per_e
 c.start(resume=False)
 c.begin(0, 2)
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=600)
 
     assert (done.returncode, done.stderr) == (0, "")
     assert latest(tmp_path) == "0_2"
@@ -311,14 +318,19 @@ def test_a_save_that_is_waited_for_shows_a_bar(tmp_path: Path, monkeypatch: pyte
     @contextmanager
     def shown(what: str, total: int) -> Any:
         seen.append((what, total))
-        yield lambda count: seen.append(count)
+
+        def tell(count: int) -> None:
+            seen.append(count)
+            if len(seen) > 2:
+                me.policy.go.set()  # type: ignore[attr-defined]
+
+        yield tell
 
     monkeypatch.setattr(saver, "_SHOWN_AFTER_S", 0.05)
     monkeypatch.setattr(progress, "shown", shown)
     (me,) = started(tmp_path)
     me.policy.go.clear()  # type: ignore[attr-defined]
     checkpointer_of(me).begin(0, 2)
-    threading.Timer(0.5, me.policy.go.set).start()  # type: ignore[attr-defined]
     checkpointer_of(me).wait()
 
     assert seen[0][0] == "saving 0_2"
