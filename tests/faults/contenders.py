@@ -28,13 +28,15 @@ from ms_resume.errors import MsResumeError
 from ms_resume.ondisk import attempts, names
 from ms_resume.records import Position
 
-AT_ONCE_S = 0.5
-LET_IN_S = 2.5
-"""For a start, a save, and a look at every byte: the judge."""
 LONG_BEAT_S = 5.0
 """Where nothing may be decided by heartbeat: who waits for it waits for twelve seconds."""
-BEAT_S = 0.4
+AT_ONCE_S = 5.0
+"""Far less than that, and more than any machine makes a process wait for a core."""
+LET_IN_S = 8.0
+"""For a start, a save, and a look at every byte: the judge."""
+BEAT_S = 1.5
 WATCHED_S = 2.5 * BEAT_S
+"""A beat that comes two seconds late is still in time."""
 
 LEFT = {
     "no directory": "the first save of all",
@@ -97,7 +99,7 @@ class Worker(Child):
 
     def is_held_up(self) -> bool:
         """Waits until its call takes long; False when it never comes there."""
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + HUNG_AFTER_S
         while not self.control.hit and time.monotonic() < deadline:
             time.sleep(0.002)
         return self.control.hit > 0

@@ -321,7 +321,7 @@ def elsewhere(world_size: int, place: str, lives: str, clock_s: int = 0) -> str:
             first.go_on()
             first.control.jump_clock(clock_s)
             return scene.refused(within_s=WATCHED_S + AT_ONCE_S) or scene.saves(first) or scene.judged(first)
-        second, wrong = scene.let_in(WATCHED_S, 1.0, clock_s=clock_s)
+        second, wrong = scene.let_in(WATCHED_S, clock_s=clock_s)
         return wrong or scene.superseded(first) or scene.saves(second) or scene.judged(first, second)
 
 
@@ -359,7 +359,7 @@ def torn_while_it_lives(call: int) -> str:
     with set_up(1) as scene:
         first = scene.owner(beat_s=BEAT_S)
         _moved(scene.save, **ELSEWHERE["on another host"])
-        first.control.arm(Mode.STALL, call, stall_ms=round(1500 * BEAT_S))
+        first.control.arm(Mode.STALL, call, stall_ms=round(1000 * BEAT_S))
         first.go_on()
         return scene.refused(within_s=3 * LONG_BEAT_S) if first.is_held_up() else "no beat was held up"
 
@@ -367,7 +367,7 @@ def torn_while_it_lives(call: int) -> str:
 def not_yet_beating(at: int) -> str:
     """A job elsewhere is in its start, its record stands: it has the directory although it was never seen to beat."""
     with set_up(1) as scene:
-        first = scene.worker("start", Mode.STALL, at, stall_ms=1200, beat_s=BEAT_S)
+        first = scene.worker("start", Mode.STALL, at, stall_ms=round(3000 * BEAT_S), beat_s=BEAT_S)
         if not first.is_held_up():
             return "the call was not reached"
         _moved(scene.save, **ELSEWHERE["on another host"])
@@ -413,7 +413,8 @@ def clock_jumps_while_it_watches(seconds: int) -> str:
         if not second.does(1) or second.answers[0].ahead_s != seconds:
             return f"not let in, or the clock has not moved: {second.answers}"
         took = second.answers[0].seconds
-        wrong = "" if WATCHED_S <= took <= WATCHED_S + 1 else f"let in after {took:.2f} s, expected {WATCHED_S} s"
+        in_time = WATCHED_S <= took <= WATCHED_S + AT_ONCE_S
+        wrong = "" if in_time else f"let in after {took:.2f} s, expected {WATCHED_S} s"
         return wrong or scene.superseded(first) or scene.saves(second) or scene.judged(first, second)
 
 
@@ -432,7 +433,7 @@ def container(lives: str, second_inside: bool) -> str:
         if lives == "is killed":
             first.dies()
         with here:
-            second, wrong = scene.let_in(WATCHED_S, 1.0, before=place, beat_s=BEAT_S)
+            second, wrong = scene.let_in(WATCHED_S, before=place, beat_s=BEAT_S)
         if lives == "is stopped":
             wrong = wrong or scene.superseded(first)
         return wrong or scene.saves(second) or scene.judged(first, second, within_s=LET_IN_S + WATCHED_S)
@@ -458,7 +459,7 @@ def both_in_one_container(lives: str, proc: str, again: bool) -> str:
         if again:
             space.next_pid(attempts.read_all(scene.save)[-1].pid)
         with space.inside():
-            second, wrong = scene.let_in(0.0 if again else waits, WATCHED_S + 1.0, before=place)
+            second, wrong = scene.let_in(0.0 if again else waits, WATCHED_S + AT_ONCE_S, before=place)
         return wrong or scene.saves(second)
 
 
