@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import ms_resume
@@ -78,24 +78,29 @@ def test_neighbours_do_not_stay_together() -> None:
 def test_ten_million_samples_cost_nothing() -> None:
     """A place in the middle of an epoch in less than 10 ms and less than 1 MB, where an array of the order takes 80."""
     cursor = ms_resume.Cursor(10_000_000, batch=128, seed=0, rank=3, num_ranks=8)
-    cursor.seek(5, 0)
-    tracemalloc.start()
-    began = time.perf_counter()
-    moved({**cursor.state(), "done": 4_999_168}, [cursor])
-    found = cursor.peek()
-    seconds = time.perf_counter() - began
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
+    took_s, peaks = [], []
+    for epoch in range(5):
+        cursor.seek(epoch, 0)
+        began = time.thread_time()
+        moved({**cursor.state(), "done": 4_999_168}, [cursor])
+        found = cursor.peek()
+        took_s.append(time.thread_time() - began)
+        cursor.seek(epoch, 0)
+        tracemalloc.start()
+        moved({**cursor.state(), "done": 4_999_168}, [cursor])
+        cursor.peek()
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
 
     assert len(set(found.tolist())) == 128
-    assert peak < 1 << 20
-    assert seconds < 0.05  # some 2 ms on a quiet machine; this one may be shared
+    assert min(peaks) < 1 << 20
+    assert min(took_s) < 0.01
 
 
 changes = st.lists(st.tuples(st.integers(1, 7), st.integers(1, 4), st.integers(0, 5)), min_size=1, max_size=5)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.too_slow])
 @given(size=st.integers(1, 200), changes=changes, shuffle=st.booleans())
 def test_no_sample_twice_and_none_lost_when_batch_and_ranks_change(
     size: int, changes: list[tuple[int, int, int]], shuffle: bool
@@ -117,7 +122,7 @@ def test_no_sample_twice_and_none_lost_when_batch_and_ranks_change(
     assert (state["epoch"], state["done"]) == (1, 0)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow])
 @given(batch=st.integers(1, 5), ranks=st.integers(1, 3), size=st.integers(15, 100))
 def test_without_the_tail_only_the_tail_is_left_out(batch: int, ranks: int, size: int) -> None:
     """Less than one step of all ranks, and all steps are whole."""

@@ -10,7 +10,7 @@ from typing import Any
 import model_names
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from runs import ThreadGroup, run_ranks
 from safetensors.numpy import save_file
@@ -80,7 +80,7 @@ SHAPES = st.sampled_from([(), (0,), (2,), (2, 3), (3, 2)])
 SIDES = st.dictionaries(NAMES, st.builds(TensorInfo, st.sampled_from(["F32", "BF16", "I8"]), SHAPES), min_size=1)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.too_slow])
 @given(SIDES, SIDES, st.lists(st.sampled_from(["a*", "x.*", "*"]), max_size=2), st.booleans())
 def test_every_name_has_one_fate(
     saved: dict[str, TensorInfo], wanted: dict[str, TensorInfo], patterns: list[str], widen: bool
