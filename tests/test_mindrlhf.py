@@ -758,7 +758,7 @@ MASTER = "import main_master\nmain_master.build().run_grpo_train()\n"
 def call(tmp_path: Path, *words: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "ms_resume.adapters.mindrlhf", *words]
     return subprocess.run(
-        command, capture_output=True, text=True, check=False, cwd=tmp_path, env=environment(tmp_path), timeout=60
+        command, capture_output=True, text=True, check=False, cwd=tmp_path, env=environment(tmp_path), timeout=600
     )
 
 
@@ -794,7 +794,7 @@ def test_one_import_at_the_top_does_the_same(tmp_path: Path) -> None:
     program.write_text("import ms_resume.adapters.mindrlhf.auto\n" + MASTER)
     command = [sys.executable, str(program), "--config", "config.yaml", "--save_checkpoint_dir", "out"]
     ended = subprocess.run(
-        command, capture_output=True, text=True, check=False, cwd=tmp_path, env=environment(tmp_path), timeout=60
+        command, capture_output=True, text=True, check=False, cwd=tmp_path, env=environment(tmp_path), timeout=600
     )
 
     assert ended.returncode == 0, ended.stderr
@@ -839,7 +839,7 @@ def launch(site: Path, *words: str, branch: str = "master", **knobs: str) -> sub
         check=False,
         cwd=site,
         env={**environment(site, branch), "BRANCH": branch, **given},
-        timeout=60,
+        timeout=600,
     )
 
 
@@ -949,7 +949,7 @@ def test_every_command_of_the_document_runs(site: Path) -> None:
         check=False,
         cwd=site,
         env=environ,
-        timeout=120,
+        timeout=600,
     )
 
     assert script.count("run_mindrlhf.sh") > 3

@@ -541,7 +541,7 @@ def test_a_rank_whose_saves_failed_keeps_no_other_waiting(tmp_path: Path, monkey
                 pass
 
     monkeypatch.setattr(write, "save", save)
-    run_ranks(2, rank_main, timeout_s=10).ok()
+    run_ranks(2, rank_main).ok()
 
     assert latest(tmp_path) == "none"
 

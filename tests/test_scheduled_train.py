@@ -106,7 +106,7 @@ def start(work: Path, environment: dict[str, str]) -> Start:
     def start(*words: str, user: str = "gsn", date: str = PAST, **knobs: str) -> Ended:
         command = [str(SCRIPT), "--user", user, "--date", date, *words]
         env = {**environment, **knobs}
-        ended = subprocess.run(command, env=env, cwd=work, capture_output=True, text=True, timeout=60, check=False)
+        ended = subprocess.run(command, env=env, cwd=work, capture_output=True, text=True, timeout=600, check=False)
         return Ended(ended.returncode, ended.stdout, ended.stderr)
 
     return start
@@ -268,14 +268,14 @@ class TestTrainings:
         """Its scheduler was killed, it was not: a second one would write into the same checkpoints."""
         path = training(work, "a")
         training(work, "b")
-        with subprocess.Popen(["env", leftovers.mark(path), "sleep", "60"]) as alive:
+        with subprocess.Popen(["env", leftovers.mark(path), "sleep", "300"]) as alive:
             _until(lambda: leftovers.find(path) != [])
             ended = start()
             alive.kill()
 
         assert ended.code == 61
         assert ended.summary == {"a.yaml": ("not started", 61), "b.yaml": ("trained", 0)}
-        assert f"would end pid {alive.pid}: sleep 60" in ended.err
+        assert f"would end pid {alive.pid}: sleep 300" in ended.err
 
     def test_something_of_it_cannot_be_ended(self, start: Start, work: Path, bin_dir: Path) -> None:
         """Said; what of it is recovered all the same is up to `ms-resume recover`, which looks itself."""
@@ -394,7 +394,7 @@ class TestWaiting:
 
         process.send_signal(number)
         assert process.stderr
-        _, err = process.communicate(timeout=30)
+        _, err = process.communicate(timeout=600)
 
         assert process.returncode == (130 if number == signal.SIGINT else 143), err
         assert leftovers.find(alive[0]) == []
@@ -403,7 +403,7 @@ class TestWaiting:
 
 
 def _until(true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
     while not true():
         assert time.monotonic() < deadline
         time.sleep(0.05)

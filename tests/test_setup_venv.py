@@ -36,7 +36,7 @@ def setup(tmp_path: Path) -> Setup:
     def setup(**knobs: str) -> Ended:
         env = {"PATH": str(tmp_path / "bin"), "LOG": str(tmp_path / "log"), **knobs}
         command = ["/usr/bin/bash", str(tmp_path / "repo" / "scripts" / "setup_venv.sh")]
-        return subprocess.run(command, env=env, capture_output=True, text=True, timeout=30, check=False)
+        return subprocess.run(command, env=env, capture_output=True, text=True, timeout=600, check=False)
 
     return setup
 

@@ -99,7 +99,7 @@ def test_large_files_are_written_beside_each_other(tmp_path: Path, monkeypatch: 
 
     def publish(path: Path, content: atomic.Content, attempt: str) -> None:
         if names.parse_payload(path.name) and "state" not in path.name:
-            both.wait(10)  # raises where the other one does not come
+            both.wait(60)  # raises where the other one does not come
         real(path, content, attempt)
 
     monkeypatch.setattr(atomic, "publish", publish)
