@@ -330,8 +330,14 @@ def room_for(save: Path, limit: int) -> Callable[[Path], Any]:
     """A disk of `limit` bytes that holds nothing but payloads."""
     real = os.statvfs
 
+    def size_of(file: Path) -> int:
+        try:
+            return file.stat().st_size
+        except FileNotFoundError:  # the other rank removes its own meanwhile
+            return 0
+
     def statvfs(path: Path) -> Any:
-        used = sum(file.stat().st_size for file in save.glob("*/rank_*/*.safetensors"))
+        used = sum(map(size_of, save.glob("*/rank_*/*.safetensors")))
         asked = real(path)
         few = {name: getattr(asked, name) for name in dir(asked) if name.startswith("f_")}
         return SimpleNamespace(**{**few, "f_frsize": 1, "f_bavail": limit - used})
