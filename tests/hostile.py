@@ -43,7 +43,8 @@ def _real(path: str) -> tuple[str, str]:
 
 @contextmanager
 def watched(save: Path, *, more: Sequence[Path] = (), seconds: float = 60, megabytes: int = 200) -> Iterator[None]:
-    """Fails what takes longer, reserves more memory, or opens anything but `save`, `more`, and Python itself."""
+    """Fails what takes longer on a processor, waits for ever, reserves more memory, or opens anything but `save`,
+    `more`, and Python itself."""
     global _opened
     allowed = [
         os.path.realpath(path) for path in (save, *more, sys.prefix, sys.base_prefix, Path(cli.__file__).parents[2])
@@ -55,16 +56,19 @@ def watched(save: Path, *, more: Sequence[Path] = (), seconds: float = 60, megab
     def stop(number: int, frame: FrameType | None) -> None:
         raise AssertionError(f"still at it after {seconds} s")
 
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    timers = ((signal.ITIMER_PROF, signal.SIGPROF, seconds), (signal.ITIMER_REAL, signal.SIGALRM, 10 * seconds))
+    before = [signal.signal(number, stop) for _, number, _ in timers]
+    for timer, _, after_s in timers:
+        signal.setitimer(timer, after_s)
     resource.setrlimit(resource.RLIMIT_AS, (now + (megabytes << 20), limits[1]))
     _opened = seen = []
     try:
         yield
     finally:
         _opened = None
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        for (timer, number, _), handler in zip(timers, before, strict=True):
+            signal.setitimer(timer, 0)
+            signal.signal(number, handler)
         resource.setrlimit(resource.RLIMIT_AS, limits)
     outside = [path for path in seen if not any(path == a or path.startswith(a + "/") for a in allowed)]
     assert not outside, f"opened outside the save directory: {outside}"
