@@ -9,14 +9,13 @@ import time
 from pathlib import Path
 
 import pytest
-from exact import campaign as runs
-from exact import settings
+from exact import campaign, settings
 from exact.campaign import Wanted
-from leave import campaign, standing
+from leave import chain, standing
 from runs import tiny_run
 
 SIGNALS = 9
-"""And one more to a worker of msrun, in `test_msrun.py`."""
+"""And one more to a worker of msrun, in `test_supervisor_msrun.py`."""
 SEED = int(os.environ.get("LEAVE_SEED", time.strftime("%Y%m%d")))
 
 
@@ -26,11 +25,12 @@ def test_a_twentieth_of_the_campaign(tmp_path: Path) -> None:
     ends bit for bit as the one that nobody asked."""
     print(f"LEAVE_SEED={SEED}")
     drawn = tuple(random.Random(SEED).sample(settings.pairwise(), 1))
-    done = campaign.singles(Wanted(SIGNALS, SEED, drawn, tmp_path, tmp_path / "results.jsonl"))
+    results = tmp_path / "results.jsonl"
+    done = campaign.singles(Wanted(SIGNALS, SEED, drawn, tmp_path, results, "signals"), chain.run)
 
-    assert [(one.equal, one.lost) for one in done] == [(True, 0)] * len(done), "\n".join(map(str, done))
-    assert sum(one.asked.total() for one in done) >= SIGNALS
-    said = runs.summary(runs.read(tmp_path / "results.jsonl"), "signals")
+    assert [(one.equal, one.generated_again) for one in done] == [(True, 0)] * len(done), "\n".join(map(str, done))
+    assert sum(one.struck.total() for one in done) >= SIGNALS
+    said = campaign.summary(campaign.read(results), "signals")
     assert said.startswith(f"single: {SIGNALS} of {SIGNALS} signals bit-identical")
 
 

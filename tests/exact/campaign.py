@@ -1,4 +1,4 @@
-"""Chains over all settings until enough kills have struck; each chain is a line in `benchmarks/results/exact.jsonl`."""
+"""Chains over all settings until there were enough strikes; each chain is a line in `benchmarks/results/NAME.jsonl`."""
 
 from __future__ import annotations
 
@@ -11,48 +11,43 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from exact import chain, settings
-from exact.chain import Chain
-from exact.launches import TOP, server
+from exact import chain
+from exact.chain import Chain, Run
+from exact.launches import server
 from exact.settings import Setting
-
-RESULTS = TOP / "benchmarks" / "results" / "exact.jsonl"
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """How many kills, in which settings, drawn from which seed. `most` ends each chain after so many kills."""
+    """How many strikes, in which settings, drawn from which seed. `most` ends each chain after so many."""
 
-    kills: int
+    strikes: int
     seed: int
     settings: tuple[Setting, ...]
     directory: Path
-    results: Path | None = RESULTS
+    results: Path | None
+    what: str = "kills"
     most: int = 1000
 
 
-def singles(wanted: Wanted) -> list[Chain]:
-    """Kills of single processes, setting after setting, and from the beginning again until there are enough."""
+def singles(wanted: Wanted, run: Run = chain.run) -> list[Chain]:
+    """Strikes at single processes, setting after setting, and from the beginning again until there are enough."""
     done: list[Chain] = []
     chance = random.Random(wanted.seed)
     with server() as running:
-        while sum(one.kills.total() for one in done) < wanted.kills:
-            for setting in wanted.settings:
-                began, seed = time.monotonic(), chance.randrange(10**6)
-                directory = wanted.directory / str(setting).replace("/", "-")
-                directory.mkdir(parents=True, exist_ok=True)
-                one = chain.run(running, setting, seed, directory, wanted.most)
-                done.append(one)
-                tell(one, time.monotonic() - began)
-                record(wanted.results, _line(one, time.monotonic() - began))
-                if sum(one.kills.total() for one in done) >= wanted.kills:
-                    break
+        while (left := wanted.strikes - sum(one.struck.total() for one in done)) > 0:
+            setting = wanted.settings[len(done) % len(wanted.settings)]
+            began, seed = time.monotonic(), chance.randrange(10**6)
+            directory = wanted.directory / str(setting).replace("/", "-")
+            directory.mkdir(parents=True, exist_ok=True)
+            one = run(running, setting, seed, directory, min(left, wanted.most))
+            done.append(one)
+            line = _line(one, wanted.what, time.monotonic() - began)
+            verdict = "equal" if one.equal else f"DIFFERS ({one.differ} of {one.tensors} tensors)"
+            told = f"{one.struck.total()} {wanted.what}, {verdict}, {line['seconds']:.0f} s"
+            print(f"{setting}, seed {seed}: {told}", flush=True)
+            record(wanted.results, line)
     return done
-
-
-def tell(one: Chain, seconds: float) -> None:
-    verdict = "equal" if one.equal else f"DIFFERS ({one.differ} of {one.tensors} tensors)"
-    print(f"{one.setting}, seed {one.seed}: {one.kills.total()} kills, {verdict}, {seconds:.0f} s", flush=True)
 
 
 def record(results: Path | None, line: dict[str, Any]) -> None:
@@ -62,12 +57,12 @@ def record(results: Path | None, line: dict[str, Any]) -> None:
             file.write(json.dumps(line) + "\n")
 
 
-def read(results: Path = RESULTS) -> list[dict[str, Any]]:
+def read(results: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
 
 
 def summary(lines: Iterable[dict[str, Any]], what: str = "kills") -> str:
-    """How many kills of each kind were followed by a run that ended bit for bit as the undisturbed one."""
+    """How many strikes of each kind were followed by a run that ended bit for bit as the undisturbed one."""
     found = list(lines)
     rows = []
     for kind in ("single", "msrun"):
@@ -82,25 +77,19 @@ def versions() -> dict[str, str]:
     return {package: metadata.version(package) for package in ("mindspore", "numpy")}
 
 
-def _line(one: Chain, seconds: float) -> dict[str, Any]:
+def _line(one: Chain, what: str, seconds: float) -> dict[str, Any]:
     return {
         "kind": "single",
         "setting": str(one.setting),
         "ranks": 1,
         "seed": one.seed,
-        "kills": one.kills.total(),
-        "in": dict(one.kills),
-        "in_a_row": one.in_a_row,
+        what: one.struck.total(),
+        "in": dict(one.struck),
         "equal": one.equal,
         "tensors": one.tensors,
         "differ": one.differ,
-        "steps": len(one.generated),
-        "generate_calls": one.generated.total(),
+        **one.counted(),
         "seconds": round(seconds, 1),
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
         **versions(),
     }
-
-
-def everything(kills: int, seed: int, directory: Path) -> Wanted:
-    return Wanted(kills, seed, tuple(settings.pairwise()), directory)

@@ -29,21 +29,50 @@ AGAIN = 0.25
 
 @dataclass
 class Chain:
-    """What came of one chain. `generated` counts how often each step was generated over all launches."""
+    """What came of one chain. `struck` counts by phase, `generated` how often each step was generated over all
+    launches."""
 
     setting: Setting
     seed: int
     equal: bool = False
     tensors: int = 0
     differ: int = 0
-    kills: Counter[str] = field(default_factory=Counter)
-    in_a_row: int = 0
-    """Kills of a launch that had saved nothing since the kill before it."""
+    struck: Counter[str] = field(default_factory=Counter)
     generated: Counter[int] = field(default_factory=Counter)
 
     @property
     def generated_again(self) -> int:
-        return sum(count - 1 for count in self.generated.values())
+        return self.generated.total() - len(self.generated)
+
+    def compared(self, undisturbed: Path, save: Path) -> None:
+        """With the run that nobody disturbed. What is equal is removed, the rest stays to be looked at."""
+        result = compare.runs(undisturbed, save)
+        self.equal, self.tensors, self.differ = result.equal, result.tensors, result.differ
+        if result.equal:
+            shutil.rmtree(save)
+        else:
+            print(compare.table(result), flush=True)
+
+    def counted(self) -> dict[str, int]:
+        """What its kind counts besides."""
+        return {}
+
+
+Run = Callable[[Server, Setting, int, Path, int], Chain]
+
+
+@dataclass
+class Killed(Chain):
+    """`in_a_row` counts kills of a launch that had saved nothing since the kill before it."""
+
+    in_a_row: int = 0
+
+    def counted(self) -> dict[str, int]:
+        return {
+            "in_a_row": self.in_a_row,
+            "steps": len(self.generated),
+            "generate_calls": self.generated.total(),
+        }
 
 
 def reference(server: Server, setting: Setting, directory: Path) -> Path:
@@ -58,7 +87,7 @@ def reference(server: Server, setting: Setting, directory: Path) -> Path:
     return save
 
 
-def run(server: Server, setting: Setting, seed: int, directory: Path, most: int = 1000) -> Chain:
+def run(server: Server, setting: Setting, seed: int, directory: Path, most: int = 1000) -> Killed:
     """Kills and resumes until the run is through, and compares.
 
     Args:
@@ -68,31 +97,25 @@ def run(server: Server, setting: Setting, seed: int, directory: Path, most: int 
         SystemExit: A launch that nobody killed ended badly.
     """
     undisturbed = reference(server, setting, directory)
-    chance, chain = random.Random(f"{seed} {setting}"), Chain(setting, seed)
+    chance, one = random.Random(f"{seed} {setting}"), Killed(setting, seed)
     save, log = directory / f"killed-{seed}", directory / f"killed-{seed}.txt"
     shutil.rmtree(save, ignore_errors=True)
     save.mkdir()
     saved = True
     while True:
-        plan = _plan(chance, again=chain.kills.total() > 0) if chain.kills.total() < most else None
-        status, heard = launch(server, setting, save, log, chain.generated, plan)
-        saves = heard["save"]
+        plan = _plan(chance, again=one.struck.total() > 0) if one.struck.total() < most else None
+        status, heard = launch(server, setting, save, log, one.generated, plan)
         if status == signal.SIGKILL and plan is not None:
-            chain.kills[plan[0]] += 1
-            chain.in_a_row += not saved
-            saved = saves > 0
+            one.struck[plan[0]] += 1
+            one.in_a_row += not saved
+            saved = heard["save"] > 0
         elif status:
             tail = "".join(log.read_text().splitlines(keepends=True)[-20:])
             raise SystemExit(f"{setting}, seed {seed}: a launch ended with wait status {status}\n{tail}")
         else:
             break
-    result = compare.runs(undisturbed, save)
-    chain.equal, chain.tensors, chain.differ = result.equal, result.tensors, result.differ
-    if result.equal:
-        shutil.rmtree(save)
-    else:
-        print(compare.table(result), flush=True)
-    return chain
+    one.compared(undisturbed, save)
+    return one
 
 
 def _plan(chance: random.Random, *, again: bool) -> tuple[str, int, float]:

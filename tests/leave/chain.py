@@ -6,16 +6,15 @@ import os
 import random
 import shutil
 import signal
-from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from exact import chain, tiny_sizes
+from exact.chain import Chain
 from exact.launches import Server
 from exact.settings import Setting
 
-from grpo_arithmetic import compare
 from leave import standing
 
 PHASES = {"load": 2, "compile": 2, "rollout": 4, "update": 4, "save": 4, "evaluation": 2, "epoch": 1}
@@ -29,21 +28,16 @@ LONGEST_S = {"load": 0.5, "compile": 0.5}
 
 
 @dataclass
-class Chain:
-    """What came of one chain. `lost` counts steps that had to be done again."""
+class Asked(Chain):
+    """`late` counts signals that came when the run was at its end."""
 
-    setting: Setting
-    seed: int
-    equal: bool = False
-    tensors: int = 0
-    differ: int = 0
-    lost: int = 0
-    asked: Counter[str] = field(default_factory=Counter)
     late: int = 0
-    """Signals that came when the run was at its end."""
+
+    def counted(self) -> dict[str, int]:
+        return {"steps_lost": self.generated_again, "late": self.late}
 
 
-def run(server: Server, setting: Setting, seed: int, directory: Path, most: int = 1000) -> Chain:
+def run(server: Server, setting: Setting, seed: int, directory: Path, most: int = 1000) -> Asked:
     """Asks and goes on until the run is through, and compares.
 
     Args:
@@ -54,16 +48,15 @@ def run(server: Server, setting: Setting, seed: int, directory: Path, most: int 
             it was.
     """
     undisturbed = chain.reference(server, setting, directory)
-    chance, one = random.Random(f"leave {seed} {setting}"), Chain(setting, seed)
+    chance, one = random.Random(f"leave {seed} {setting}"), Asked(setting, seed)
     save, log = directory / f"asked-{seed}", directory / f"asked-{seed}.txt"
     shutil.rmtree(save, ignore_errors=True)
     save.mkdir()
-    generated: Counter[int] = Counter()
     while True:
-        plan = _plan(chance, new=not generated) if one.asked.total() < most else None
+        plan = _plan(chance, new=not one.generated) if one.struck.total() < most else None
         word = (WORDS.get(plan[0], plan[0]), *plan[1:]) if plan else None
         strike = partial(_strike, signal.SIGTERM)
-        status, heard = chain.launch(server, setting, save, log, generated, word, strike)
+        status, heard = chain.launch(server, setting, save, log, one.generated, word, strike)
         code = os.waitstatus_to_exitcode(status)
         if code == 0:
             one.late += heard["struck"]
@@ -72,16 +65,9 @@ def run(server: Server, setting: Setting, seed: int, directory: Path, most: int 
         if code != 50 or plan is None or not heard["struck"]:
             tail = "".join(log.read_text().splitlines(keepends=True)[-20:])
             raise SystemExit(f"{where}: a launch ended with {code}\n{tail}")
-        one.asked[plan[0]] += 1
-        steps = len(generated)
-        standing.check(save, divmod(steps, tiny_sizes.STEPS_PER_EPOCH), where)
-    one.lost = generated.total() - len(generated)
-    result = compare.runs(undisturbed, save)
-    one.equal, one.tensors, one.differ = result.equal, result.tensors, result.differ
-    if result.equal:
-        shutil.rmtree(save)
-    else:
-        print(compare.table(result), flush=True)
+        one.struck[plan[0]] += 1
+        standing.check(save, divmod(len(one.generated), tiny_sizes.STEPS_PER_EPOCH), where)
+    one.compared(undisturbed, save)
     return one
 
 
