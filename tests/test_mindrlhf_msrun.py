@@ -8,8 +8,8 @@ import subprocess
 from dataclasses import replace
 from pathlib import Path
 
+import msrun_demo
 import pytest
-import test_msrun
 from standin_jobs import HERE
 from test_mindrlhf import TOP, ours
 
@@ -40,7 +40,7 @@ def test_two_ranks_resume_under_msrun(tmp_path: Path, monkeypatch: pytest.Monkey
     path = os.pathsep.join([str(TOP), str(HERE)])
     # This process, which was the job, is alive.
     script = [TOP / "launch" / "run_mindrlhf.sh", "--resume_training", "--take_over"]
-    environ = test_msrun.environment(**knobs, PYTHONPATH=path)
+    environ = msrun_demo.environment(**knobs, PYTHONPATH=path)
     ended = subprocess.run(script, env=environ, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=180)
     logs = "".join(log.read_text() for log in tmp_path.glob("save.logs/*/worker_*.log"))
     found = locate.latest(tmp_path / "save").checkpoint

@@ -1,6 +1,7 @@
 """The real trainer under the real msrun: kills, resumes, and comparisons, two ranks on a CPU.
 
-One undisturbed run and its base model serve all tests here; each launch takes 15 to 20 s on two cores.
+One undisturbed run and its base model serve all tests here and in `test_supervisor_msrun.py`; each launch takes 15 to
+20 s on two cores.
 """
 
 from __future__ import annotations
@@ -10,14 +11,13 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
+import msrun_demo
 import pytest
-from leave import ranks
+from msrun_demo import CONFIG, EXAMPLE, TOP, environment
 
 from ms_resume import locate, verify
 from ms_resume.ondisk import names
@@ -27,40 +27,11 @@ pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("mindspore") is None, reason="MindSpore is not installed"),
 ]
 
-TOP = Path(__file__).parents[1]
-EXAMPLE = TOP / "examples/grpo_arithmetic"
-CONFIG = EXAMPLE / "config_test.yaml"
-
-
-def environment(**more: str) -> dict[str, str]:
-    """Quick to notice a dead rank, quiet, and on a port of its own."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    venv = str(Path(sys.executable).parents[1])
-    fixed = {"VENV": venv, "CONFIG": str(CONFIG), "MASTER_PORT": port, "MS_NODE_TIMEOUT": "5", "GLOG_v": "3"}
-    return {**os.environ, **fixed, **more}
-
-
-def run_demo(output: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    kills = ["--kill_save", "0_6", "--kill_step", "1_2"]
-    command = [sys.executable, str(EXAMPLE / "demo.py"), "--config", str(CONFIG), "--output", str(output)]
-    return subprocess.run(
-        [*command, *kills, *arguments], env=environment(), capture_output=True, text=True, check=False
-    )
-
 
 def main_alone(*arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
     """The trainer as one process, without msrun."""
     command = [sys.executable, str(EXAMPLE / "main.py"), "--config", str(CONFIG), *arguments]
     return subprocess.run(command, env=environment(**more), capture_output=True, text=True, check=False)
-
-
-@pytest.fixture(scope="module")
-def demo(tmp_path_factory):
-    """The demo at its smallest size: four launches, two kills. Gives its directory and what it said."""
-    output = tmp_path_factory.mktemp("demo")
-    return output, run_demo(output)
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +55,7 @@ def test_demo_ends_in_yes(demo):
 
 def test_demo_with_a_state_left_out_ends_in_no(demo, tmp_path):
     """A resume without the sampling noise is found out: the comparison can fail."""
-    run = run_demo(tmp_path, "--reuse", str(demo[0]), "--break", "rng")
+    run = msrun_demo.run(tmp_path, "--reuse", str(demo[0]), "--break", "rng")
 
     assert run.returncode == 1, run.stdout + run.stderr
     assert re.search(r"equals uninterrupted run: no \(\d+ tensors, [1-9]\d* differ\)$", run.stdout.strip())
@@ -111,21 +82,6 @@ def test_random_kills_leave_no_trace(demo, tmp_path):
     assert run.stdout.count("killed") >= 5
     [(generated, given_back)] = re.findall(r"rollouts: (\d+) generated, (\d+) given back", run.stdout)
     assert int(given_back) >= 0 < int(generated)
-
-
-def test_one_rank_is_asked_to_leave(demo, tmp_path, monkeypatch):
-    """SIGTERM to one worker, drawn anew by the date: both leave at one position, the run goes on from it bit for bit.
-
-    With nine signals to single processes in `test_leave.py` that is a twentieth of what `make leave` does.
-    """
-    for name, value in environment().items():
-        monkeypatch.setenv(name, value)
-    seed = int(os.environ.get("LEAVE_SEED", time.strftime("%Y%m%d")))
-    print(f"LEAVE_SEED={seed}")
-    line = ranks.chain(1, seed, tmp_path / "o", reuse=demo[0], config=CONFIG)
-
-    assert (line["signals"], line["equal"], line["differ"]) == (1, True, 0)
-    assert line["tensors"] > 100
 
 
 def test_what_msrun_left_is_valid_to_the_last_byte(finished):

@@ -1,16 +1,20 @@
-"""The supervisor over the real msrun and the example: msrun killed, the supervisor killed, SIGTERM; the end is that of
-a run that nobody disturbed, bit for bit. `make supervise` has ten disturbances; plain ranks show the rest."""
+"""The supervisor over the real msrun and the example: a worker asked to leave, msrun killed, the supervisor killed,
+SIGTERM; the end is that of a run that nobody disturbed, bit for bit. `make supervise` has ten disturbances; plain ranks
+show the rest."""
 
 from __future__ import annotations
 
 import importlib.util
 import os
+import random
 import signal
+import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from supervised import job as jobs
+from leave import ranks
 from supervised.job import STARTS_S, Job
 
 from grpo_arithmetic import compare
@@ -21,35 +25,49 @@ pytestmark = [
 ]
 
 EPOCHS = 4
-"""Of seven steps each. A supervisor takes seconds to start, and training goes on meanwhile."""
+"""Of seven steps each, as the run of the demo. A supervisor takes seconds to start, and training goes on meanwhile."""
+SEED = int(os.environ.get("LEAVE_SEED", time.strftime("%Y%m%d")))
+
+Demo = tuple[Path, subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture
-def job(tmp_path: Path) -> Iterator[Job]:
-    """Beside an undisturbed run `a`."""
-    jobs.undisturbed(tmp_path, EPOCHS)
-    job = Job(tmp_path, EPOCHS)
+def job(demo: Demo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Job]:
+    """Of the demo's base model; its run `a` is the undisturbed one."""
+    for name, value in ranks.PATIENT.items():
+        monkeypatch.setenv(name, value)
+    job = Job(tmp_path, EPOCHS, earlier=demo[0])
     yield job
     job.end()
 
 
-def test_msrun_and_the_supervisor_are_killed(job: Job):
-    """msrun leaves its ranks behind, which train on: they are ended and the run is started again. The second supervisor
-    takes the attempt over, and hands SIGTERM on to ranks that are not its children."""
+def test_a_worker_is_asked_then_msrun_and_the_supervisor_are_killed(demo: Demo, job: Job) -> None:
+    """SIGTERM to one worker, drawn anew by the date: both leave at one position, and so does the supervisor; with the
+    signals in `test_leave.py` that is a twentieth of what `make leave` does. msrun, killed, leaves its ranks behind,
+    which train on: they are ended and the run is started again. The second supervisor takes the attempt over, and hands
+    SIGTERM on to ranks that are not its children."""
+    print(f"LEAVE_SEED={SEED}")
     supervisor = job.supervise()
-    job.steps_done(1, 2)
+    watch = job.wait_for(lambda: job.directory(1))
+    asker = ranks.Asker(watch, random.Random(f"leave {SEED}"), new=True, most_steps=3)
+    assert supervisor.wait(STARTS_S) == 50, job.console[-5000:]
+    ranks.has_left(asker, watch, job.save, f"rank {asker.rank} asked in {asker.phase}")
+
+    supervisor = job.supervise("--resume_training")
+    job.steps_done(2, 2)
     os.kill(job.events("start")[-1]["pid"], signal.SIGKILL)
-    job.steps_done(2, 1)
+    job.steps_done(3, 1)
     supervisor.kill()
     supervisor.wait()
-    second = job.supervise()
-    job.wait_for(lambda: "taking attempt 2 over" in job.console)
+    second = job.supervise("--resume_training")
+    job.wait_for(lambda: "taking attempt 3 over" in job.console)
     second.terminate()
     assert second.wait(STARTS_S) == 50
     assert job.supervise("--resume_training").wait(STARTS_S) == 0, job.console[-5000:]
 
     ends = [(end["ordinal"], end["class"], end["rank"]) for end in job.events("end")]
-    assert ends == [(1, "launcher_died", None), (2, "preempted", None), (3, "done", None)]
+    assert ends == [(1, "preempted", None), (2, "launcher_died", None), (3, "preempted", None), (4, "done", None)]
     assert job.residue() == []
-    result = compare.runs(job.top / "a", job.save)
+    result = compare.runs(demo[0] / "a", job.save)
     assert result.equal, compare.table(result)
+    assert result.tensors > 100

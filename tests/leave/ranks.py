@@ -42,7 +42,7 @@ class Asker:
         self._delay_s = {"load": 0.3, "compile": 1.0}.get(self.phase, 0.02) * chance.random()
         self.struck = ""
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._strike)
+        self._thread = threading.Thread(target=self._strike, daemon=True)
         self._thread.start()
 
     def wait(self) -> None:
@@ -102,16 +102,10 @@ def chain(
             if code:
                 raise SystemExit(f"the last launch ended with {code}, see {log}")
             break
-        asker.wait()
-        where = f"msrun, seed {seed}, launch {number}, rank {asker.rank} asked in {asker.struck or 'nothing'}"
-        outcomes = [_document(watch / f"rank_{rank}.outcome") for rank in range(RANKS)]
-        codes = {outcome.get("exit_code", 50) for outcome in outcomes}  # msrun may be quicker than a rank's exit
-        if not asker.struck or codes != {50} or not all(outcome.get("left") for outcome in outcomes):
-            raise SystemExit(f"{where}: exit {code}, {outcomes}, see {log}")
-        steps = len(compare.steps(save))
-        standing.check(save, divmod(steps, compare.steps_per_epoch(save) or 1), where)
+        steps = has_left(asker, watch, save, f"msrun, seed {seed}, launch {number}, exit {code}, see {log}")
         asked[asker.struck] += 1
-        print(f"{where}: left at {steps} steps", flush=True)
+        told = f"rank {asker.rank} asked in {asker.struck}: left at {steps} steps"
+        print(f"msrun, seed {seed}, launch {number}, {told}", flush=True)
     result = compare.runs(undisturbed, save)
     if not result.equal:
         print(compare.table(result), flush=True)
@@ -129,6 +123,23 @@ def chain(
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
         **versions(),
     }
+
+
+def has_left(asker: Asker, watch: Path, save: Path, where: str) -> int:
+    """How many steps are done, of which a whole checkpoint stands; all ranks left there.
+
+    Raises:
+        SystemExit: It ended otherwise.
+    """
+    asker.wait()
+    where = f"{where}: rank {asker.rank} asked in {asker.struck or 'nothing'}"
+    outcomes = [_document(watch / f"rank_{rank}.outcome") for rank in range(RANKS)]
+    codes = {outcome.get("exit_code", 50) for outcome in outcomes}  # msrun may be quicker than a rank's exit
+    if not asker.struck or codes != {50} or not all(outcome.get("left") for outcome in outcomes):
+        raise SystemExit(f"{where}: {outcomes}")
+    steps = len(compare.steps(save))
+    standing.check(save, divmod(steps, compare.steps_per_epoch(save) or 1), where)
+    return steps
 
 
 def _document(path: Path) -> dict[str, Any]:

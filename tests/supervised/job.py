@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from test_msrun import TOP, environment
+from msrun_demo import TOP, environment
 
 from ms_resume.supervisor import files, processes
 from supervised.trainer import FAULT
@@ -45,11 +45,13 @@ class Row:
 
 @dataclass
 class Job:
-    """One save directory, and the supervisors that are started for it. An undisturbed run `a` lies beside it."""
+    """One save directory, and the supervisors that are started for it. An undisturbed run `a` and the base model lie
+    beside it, or in `earlier`."""
 
     top: Path
     epochs: int
     name: str = "b"
+    earlier: Path | None = None
     group: tuple[Path, str] | None = None
     """A memory control group for its processes, and the file for its limit."""
     hangs: bool = False
@@ -90,7 +92,7 @@ class Job:
         path = self.top / f"{self.name}.yaml"
         path.write_text(yaml.safe_dump(config))
         where = {"SAVE_DIR": str(self.save), "TRAINER": str(TRAINER), FAULT: str(self.fault)}
-        variables = launched(self.top, self.epochs, **where, MS_NODE_TIMEOUT="60")
+        variables = launched(self.earlier or self.top, self.epochs, **where, MS_NODE_TIMEOUT="60")
         with (self.top / f"{self.name}.console").open("ab") as sink:
             command = [sys.executable, "-m", "ms_resume.cli", "run", str(path)]
             self.supervisors.append(subprocess.Popen(command, env=variables, stdout=sink, stderr=sink))
