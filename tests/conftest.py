@@ -3,11 +3,13 @@ takes longest; of all else a file is a unit: its tests share what is slow to mak
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from pathlib import Path
 
 import msrun_demo
 import pytest
+from runs import tiny_run
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -26,3 +28,18 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.Com
     that nobody disturbed, in `base` the model that it started from. Nobody may write there."""
     output = tmp_path_factory.mktemp("demo")
     return output, msrun_demo.run(output)
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of two ranks, whole at 0_2, 0_4, 0_6, 0_8, 1_0: global steps 2, 4, 6, 8, 10. Nobody may write
+    there. A file that has a run of its own by this name has copies of that one by the next."""
+    save = tmp_path_factory.mktemp("finished") / "save"
+    tiny_run(save, save_every=2).ok()
+    return save
+
+
+@pytest.fixture
+def save(finished: Path, tmp_path: Path) -> Path:
+    """A copy of it."""
+    return Path(shutil.copytree(finished, tmp_path / "save", symlinks=True))

@@ -17,6 +17,8 @@ import ms_resume
 from ms_resume.state import Arrays
 
 T = TypeVar("T")
+QUIET = ms_resume.Settings(keep_last=0, heartbeat_s=0)
+"""Retention keeps everything and no heartbeat beats."""
 Step = Callable[["TinyRank", tuple[int, int]], None]
 """Called before each training step with the rank and (epoch, step); what it raises ends that rank."""
 
@@ -134,6 +136,20 @@ class TinyRank:
     def components(self) -> list[ms_resume.Component]:
         return [ms_resume.Randomness(sampler=self.rng), ms_resume.Fields("scale", self.scale, "value")]
 
+    def saves_in(self, save: Path, group: Any, **other: Any) -> ms_resume.Checkpointer:
+        """Its Checkpointer; by `other` arguments than these, where a test needs some."""
+        given: dict[str, Any] = {
+            "policy": self.policy,
+            "optimizer": self.optimizer,
+            "ref": self.ref,
+            "components": self.components(),
+            "steps_per_epoch": 10,
+            "settings": QUIET,
+            "say": self.said.append,
+        }
+        self.checkpointer = ms_resume.Checkpointer(save, **(given | other), group=group)
+        return self.checkpointer
+
     def train_one_step(self) -> None:
         """Depends on weights, moments, randomness, and scale: leaving one of them out of a resume shows."""
         drawn = self.rng.normal(size=(3, 4)).astype(np.float32)
@@ -153,7 +169,6 @@ def tiny_run(
     resume: bool = False,
     stop: tuple[int, int] | None = None,
     before_step: Step | None = None,
-    settings: ms_resume.Settings | None = None,
     start: dict[str, Any] | None = None,
     **checkpointer: Any,
 ) -> Outcome[TinyRank]:
@@ -162,28 +177,15 @@ def tiny_run(
     Args:
         stop: Leave, in good order, before this step is run.
         before_step: Raises to let a rank die there.
-        settings: Retention keeps everything and no heartbeat beats when left out.
         start: Further arguments of `Checkpointer.start`.
-        checkpointer: Further arguments of `Checkpointer`.
+        checkpointer: Further arguments of `Checkpointer`; what is left out is as in `TinyRank.saves_in`.
     """
-    chosen = settings or ms_resume.Settings(keep_last=0, heartbeat_s=0)
 
     def rank_main(group: ThreadGroup) -> TinyRank:
         me = TinyRank(group.rank)
-        with ms_resume.Checkpointer(
-            save,
-            policy=me.policy,
-            optimizer=me.optimizer,
-            ref=me.ref,
-            components=me.components(),
-            steps_per_epoch=steps_per_epoch,
-            settings=chosen,
-            group=group,
-            say=me.said.append,
-            **checkpointer,
-        ) as me.checkpointer:
-            me.start = me.checkpointer.start(resume=resume, **(start or {}))
-            for position in me.checkpointer.steps(epochs, save_every=save_every):
+        with me.saves_in(save, group, steps_per_epoch=steps_per_epoch, **checkpointer) as saver:
+            me.start = saver.start(resume=resume, **(start or {}))
+            for position in saver.steps(epochs, save_every=save_every):
                 if position == stop:
                     break
                 if before_step:

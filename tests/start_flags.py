@@ -39,20 +39,15 @@ def job(
     def rank_main(group: ThreadGroup) -> TinyRank:
         me = TinyRank(group.rank)
         prepare(me)
-        with ms_resume.Checkpointer(
-            save,
-            policy=me.policy,
-            optimizer=me.optimizer,
-            ref=me.ref,
-            components=[*me.components(), *components(me)],
-            steps_per_epoch=steps_per_epoch,
-            settings=mode.settings(**{"heartbeat_s": 0, "keep_last": 0, **(configured or {})}),
-            group=group,
-            say=me.said.append,
+        given = {
+            "components": [*me.components(), *components(me)],
+            "steps_per_epoch": steps_per_epoch,
+            "settings": mode.settings(**{"heartbeat_s": 0, "keep_last": 0, **(configured or {})}),
             **checkpointer,
-        ) as me.checkpointer:
-            me.start = me.checkpointer.start_as(mode, **(start or {}))
-            act(me.checkpointer, me)
+        }
+        with me.saves_in(save, group, **given) as saver:
+            me.start = saver.start_as(mode, **(start or {}))
+            act(saver, me)
         return me
 
     return run_ranks(world_size, rank_main)

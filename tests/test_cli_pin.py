@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 from pathlib import Path
 
 import own_trees
@@ -19,19 +18,6 @@ from ms_resume.ondisk import atomic, attempts
 from ms_resume.records import Position, Writer
 
 Capture = pytest.CaptureFixture[str]
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    save = tmp_path_factory.mktemp("finished") / "save"
-    tiny_run(save, save_every=2).ok()
-    return save
-
-
-@pytest.fixture
-def save(finished: Path, tmp_path: Path) -> Path:
-    """Whole at 0_2, 0_4, 0_6, 0_8, 1_0."""
-    return Path(shutil.copytree(finished, tmp_path / "save", symlinks=True))
 
 
 def there(capsys: Capture, save: Path) -> list[list[int]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,19 +24,6 @@ from ms_resume.resume import session
 P = Position.parse
 RUN: dict[str, Any] = {"save_every": 2}
 EVERY = ("0_2", "0_4", "0_6", "0_8", "1_0")
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    save = tmp_path_factory.mktemp("finished") / "save"
-    tiny_run(save, **RUN).ok()
-    return save
-
-
-@pytest.fixture
-def save(finished: Path, tmp_path: Path) -> Path:
-    """A finished run of two ranks, whole at 0_2, 0_4, 0_6, 0_8, 1_0."""
-    return Path(shutil.copytree(finished, tmp_path / "save", symlinks=True))
 
 
 def go_back(save: Path, position: str, **run: Any) -> Any:
@@ -169,12 +155,8 @@ def test_ranks_that_ask_for_different_positions(save: Path, other: str | None) -
     before = savers.files(save)
 
     def rank_main(group: ThreadGroup) -> None:
-        me = TinyRank(group.rank)
-        checkpointer = ms_resume.Checkpointer(
-            save, policy=me.policy, optimizer=me.optimizer, ref=me.ref, steps_per_epoch=10, group=group
-        )
         asked = "0_4" if group.rank == 0 else other
-        checkpointer.start(resume=True, position=P(asked) if asked else None, allow_missing=["randomness", "scale"])
+        TinyRank(group.rank).saves_in(save, group).start(resume=True, position=P(asked) if asked else None)
 
     error = error_of(run_ranks(2, rank_main))
 

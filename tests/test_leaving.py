@@ -13,15 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import ThreadGroup, TinyRank, run_ranks, tiny_run
+from runs import QUIET, ThreadGroup, TinyRank, run_ranks, tiny_run
 
-import ms_resume
 from ms_resume import Schedule, Settings, locate, verify
 from ms_resume.errors import UsageError
 from ms_resume.resume.leaving import TOGETHER_S, Leaving
 from ms_resume.resume.schedule import LEAVE
-
-QUIET = Settings(keep_last=0, heartbeat_s=0)
 
 
 class Clock:
@@ -246,30 +243,19 @@ def leaving_run(
         leaving.listening = True
         if kept is not None:
             kept.append(leaving)
-        with ms_resume.Checkpointer(
-            save,
-            policy=me.policy,
-            optimizer=me.optimizer,
-            ref=me.ref,
-            components=me.components(),
-            steps_per_epoch=10,
-            settings=settings,
-            schedule=Schedule(every_steps=4),
-            leaving=leaving,
-            group=group,
-            say=me.said.append,
-        ) as me.checkpointer:
+        given = {"settings": settings, "schedule": Schedule(every_steps=4), "leaving": leaving}
+        with me.saves_in(save, group, **given) as checkpointer:
             if touch_at == (-1, group.rank):
                 (save / "stop_now").touch()
-            me.start = me.checkpointer.start(**{"resume": True, **start})
-            sums = [me.checkpointer.wishes]
-            for position in me.checkpointer.steps(2, save_every=4, behind=True, wishes=lambda: sums[-1]):
-                me.checkpointer.fence()
+            me.start = checkpointer.start(**{"resume": True, **start})
+            sums = [checkpointer.wishes]
+            for position in checkpointer.steps(2, save_every=4, behind=True, wishes=lambda: sums[-1]):
+                checkpointer.fence()
                 me.train_one_step()
                 me.positions.append(position)
                 if position == touch_at and group.rank == 0:
                     (save / "stop_now").touch()
-                sums.append(sum(map(float, group.exchange(str(me.checkpointer.wish()).encode()))))
+                sums.append(sum(map(float, group.exchange(str(checkpointer.wish()).encode()))))
         return me
 
     return run_ranks(2, rank_main).ok()
@@ -360,10 +346,11 @@ def test_only_the_main_thread_listens(asked: Asked) -> None:
 
 IMPORTS = """
 import os, signal, sys, threading, time
-from ms_resume.resume.leaving import Leaving
+from ms_resume.resume import leaving
+leaving.TOGETHER_S = 0.2
 """
 HEARS = """
-leaving = Leaving()
+leaving = leaving.Leaving()
 leaving.listen()
 def say(word): os.write(1, word.encode() + b"\\n")
 """
@@ -392,7 +379,7 @@ def test_heard_in_a_call_that_does_not_return() -> None:
     stuck.send_signal(signal.SIGTERM)
     assert stuck.stderr is not None
     assert "SIGTERM: saves at the next safe point and leaves" in stuck.stderr.readline()
-    time.sleep(TOGETHER_S + 0.3)
+    time.sleep(0.3)
     stuck.send_signal(signal.SIGTERM)
 
     assert stuck.wait(20) == 143
@@ -474,7 +461,10 @@ import numpy as np
 import ms_resume
 from ms_resume import commit, settings
 from ms_resume.framework.group import Solo
+from ms_resume.resume import leaving
 from ms_resume.state import Arrays
+
+leaving.TOGETHER_S = 0.2
 
 def never_comes_to_its_vote(writer, vote):
     os.write(1, b"saving\\n")
@@ -494,21 +484,22 @@ with ms_resume.Checkpointer(
 """
 
 
-@pytest.mark.parametrize("grace_s", ["0", "0.5"])
+@pytest.mark.parametrize("grace_s", ["0", "0.2"])
 def test_in_the_middle_of_a_save(tmp_path: Path, grace_s: str) -> None:
     """Two signals, or one and no time: what was saved stands, what was being saved does not count, twice over."""
     save = tmp_path / "save"
     for expected in ("0_1", "0_2"):
         save.mkdir(exist_ok=True)
         environment = {**os.environ, "MS_RESUME_GRACE_S": grace_s}
-        rank = subprocess.Popen(
-            [sys.executable, "-c", RUN, str(save)], stdout=subprocess.PIPE, env=environment, text=True
-        )
+        command, pipe = [sys.executable, "-c", RUN, str(save)], subprocess.PIPE
+        rank = subprocess.Popen(command, stdout=pipe, stderr=pipe, env=environment, text=True)
         assert rank.stdout is not None
+        assert rank.stderr is not None
         assert rank.stdout.readline() == "saving\n"
         rank.send_signal(signal.SIGUSR1)
         if grace_s == "0":
-            time.sleep(TOGETHER_S + 0.3)
+            assert any("SIGUSR1: saves" in line for line in rank.stderr)
+            time.sleep(0.3)
             rank.send_signal(signal.SIGTERM)
 
         assert rank.wait(20) == 128 + signal.SIGUSR1

@@ -647,16 +647,8 @@ def test_from_a_directory_that_cannot_be_written(saved_by: Any, tmp_path: Path) 
 
 def native(save: Path) -> ms_resume.Checkpointer:
     me, scale = TinyRank(0), Scale()
-    return ms_resume.Checkpointer(
-        save,
-        policy=me.policy,
-        optimizer=me.optimizer,
-        components=[ms_resume.Fields("scale", scale, "value")],
-        steps_per_epoch=6,
-        settings=ms_resume.Settings(heartbeat_s=0),
-        group=Solo(),
-        say=lambda text: None,
-    )
+    components = [ms_resume.Fields("scale", scale, "value")]
+    return me.saves_in(save, Solo(), ref=None, components=components, steps_per_epoch=6)
 
 
 @pytest.mark.parametrize("take_over", [False, True])

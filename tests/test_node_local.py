@@ -34,21 +34,11 @@ def run(top: Path, *steps: int, resume: bool = False, keep_last: int = 0, **star
     def rank_main(group: ThreadGroup) -> TinyRank:
         me = TinyRank(group.rank)
         settings = ms_resume.Settings(heartbeat_s=0, keep_last=keep_last, storage="local")
-        with ms_resume.Checkpointer(
-            save_of(top, group.rank),
-            policy=me.policy,
-            optimizer=me.optimizer,
-            ref=me.ref,
-            components=me.components(),
-            steps_per_epoch=100,
-            settings=settings,
-            group=group,
-            say=me.said.append,
-        ) as me.checkpointer:
-            me.start = me.checkpointer.start(resume=resume, **start)
+        with me.saves_in(save_of(top, group.rank), group, steps_per_epoch=100, settings=settings) as checkpointer:
+            me.start = checkpointer.start(resume=resume, **start)
             for step in steps:
                 me.train_one_step()
-                me.checkpointer.save(0, step)
+                checkpointer.save(0, step)
         return me
 
     return run_ranks(3, rank_main)
@@ -240,16 +230,8 @@ def test_replicas_cannot_share(tmp_path: Path) -> None:
     """What another node wrote is not there to be linked."""
 
     def rank_main(group: ThreadGroup) -> None:
-        me = TinyRank(0)
         settings = ms_resume.Settings(heartbeat_s=0, storage="local", share_replicas_s=1)
-        ms_resume.Checkpointer(
-            save_of(tmp_path, group.rank),
-            policy=me.policy,
-            optimizer=me.optimizer,
-            steps_per_epoch=100,
-            settings=settings,
-            group=group,
-        ).start(resume=False)
+        TinyRank(0).saves_in(save_of(tmp_path, group.rank), group, settings=settings).start(resume=False)
 
     with pytest.raises(UsageError, match="one disk for all ranks"):
         run_ranks(3, rank_main).ok()

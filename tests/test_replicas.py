@@ -26,19 +26,9 @@ TWO = strategies.Strategy("", 2, strategies.Parallel(2, 1, 1)).as_json()
 def started(save: Path, *, resume: bool = False, same: bool = True, **settings: Any) -> list[TinyRank]:
     def rank_main(group: ThreadGroup) -> TinyRank:
         me = TinyRank(0 if same else group.rank)
-        me.checkpointer = ms_resume.Checkpointer(
-            save,
-            policy=me.policy,
-            optimizer=me.optimizer,
-            ref=me.ref,
-            components=me.components(),
-            steps_per_epoch=100,
-            parallel=TWO,
-            settings=ms_resume.Settings(**{"heartbeat_s": 0, "share_replicas_s": 10, **settings}),
-            group=group,
-            say=me.said.append,
-        )
-        me.start = me.checkpointer.start(resume=resume)
+        chosen = ms_resume.Settings(**{"heartbeat_s": 0, "share_replicas_s": 10, **settings})
+        checkpointer = me.saves_in(save, group, steps_per_epoch=100, parallel=TWO, settings=chosen)
+        me.start = checkpointer.start(resume=resume)
         return me
 
     return run_ranks(2, rank_main).ok()

@@ -314,17 +314,7 @@ def one_rank(save: Path, act: Callable[[ms_resume.Checkpointer, TinyRank], Any],
 
     def rank_main(group: ThreadGroup) -> Any:
         me = TinyRank(0)
-        arguments: dict[str, Any] = {
-            "policy": me.policy,
-            "optimizer": me.optimizer,
-            "ref": me.ref,
-            "components": me.components(),
-            "steps_per_epoch": 10,
-            "settings": ms_resume.Settings(keep_last=0, heartbeat_s=0),
-            "group": group,
-            "say": me.said.append,
-        }
-        with ms_resume.Checkpointer(save, **(arguments | options)) as checkpointer:
+        with me.saves_in(save, group, **options) as checkpointer:
             return act(checkpointer, me)
 
     return run_ranks(1, rank_main).ok()[0]
@@ -381,10 +371,8 @@ def test_going_on_in_another_directory_saves_where_it_starts(tmp_path: Path) -> 
 def rank_of(group: ThreadGroup, save: Path, *, resume: bool, gaps: Gaps = NONE, **checkpointer: Any) -> list[str]:
     """One rank that starts, with arguments of its own, and what it said."""
     me = TinyRank(group.rank)
-    roles = {"policy": me.policy, "optimizer": me.optimizer, "ref": me.ref}
-    given = {**roles, "components": me.components(), "steps_per_epoch": 10} | checkpointer
     settings = ms_resume.Settings(heartbeat_s=0, visibility_timeout_s=0)
-    made = ms_resume.Checkpointer(save, **given, settings=settings, group=group, say=me.said.append)
+    made = me.saves_in(save, group, settings=settings, **checkpointer)
     made.start(resume=resume, allow_fresh_start=True, gaps=gaps)
     return me.said
 
@@ -523,17 +511,7 @@ def test_a_rank_whose_saves_failed_keeps_no_other_waiting(tmp_path: Path, monkey
         return real(writer, *rest)
 
     def rank_main(group: ThreadGroup) -> None:
-        me = TinyRank(group.rank)
-        settings = ms_resume.Settings(heartbeat_s=0)
-        with ms_resume.Checkpointer(
-            tmp_path,
-            policy=me.policy,
-            optimizer=me.optimizer,
-            steps_per_epoch=9,
-            settings=settings,
-            group=group,
-            say=me.said.append,
-        ) as checkpointer:
+        with TinyRank(group.rank).saves_in(tmp_path, group) as checkpointer:
             checkpointer.start(resume=False)
             try:
                 checkpointer.save(0, 5)

@@ -46,19 +46,8 @@ def trained(
     def rank_main(group: ThreadGroup) -> TinyRank:
         me = TinyRank(group.rank)
         draws = ms_resume.Draws(seed=1, rank=group.rank)
-        checkpointer = ms_resume.Checkpointer(
-            save,
-            policy=me.policy,
-            optimizer=me.optimizer,
-            ref=me.ref,
-            components=[*me.components(), draws],
-            steps_per_epoch=steps,
-            config=config,
-            settings=ms_resume.Settings(keep_last=0, heartbeat_s=0),
-            group=group,
-            say=me.said.append,
-        )
-        with checkpointer:
+        components = [*me.components(), draws]
+        with me.saves_in(save, group, components=components, steps_per_epoch=steps, config=config) as checkpointer:
             checkpointer.start(resume=resume)
             me.policy["w"] += np.float32(nudge)
             rollouts = checkpointer.rollouts()
@@ -228,11 +217,7 @@ def test_generation_does_not_wait_for_the_disk(tmp_path: Path, monkeypatch: pyte
 
 def keeping(save: Path) -> Any:
     """The rollouts of a run that has begun."""
-    me = TinyRank(0)
-    checkpointer = ms_resume.Checkpointer(
-        save, policy=me.policy, optimizer=me.optimizer, steps_per_epoch=9, components=me.components(),
-        settings=ms_resume.Settings(heartbeat_s=0), group=ThreadGroup(0, Rounds(1, 10)), say=me.said.append,
-    )  # fmt: skip  # one call
+    checkpointer = TinyRank(0).saves_in(save, ThreadGroup(0, Rounds(1, 10)))
     checkpointer.start(resume=False)
     return checkpointer.rollouts()
 

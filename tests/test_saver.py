@@ -47,18 +47,8 @@ def started(save: Path, *, resume: bool = False, world_size: int = 1, **settings
     def rank_main(group: ThreadGroup) -> TinyRank:
         me = TinyRank(group.rank)
         me.policy = Slow(**me.policy)
-        me.checkpointer = Checkpointer(
-            save,
-            policy=me.policy,
-            optimizer=me.optimizer,
-            ref=me.ref,
-            components=me.components(),
-            steps_per_epoch=100,
-            settings=ms_resume.Settings(**{"keep_last": 2, "heartbeat_s": 0, "fence_check": 1, **settings}),
-            group=group,
-            say=me.said.append,
-        )
-        me.start = me.checkpointer.start(resume=resume)
+        chosen = ms_resume.Settings(**{"keep_last": 2, "heartbeat_s": 0, "fence_check": 1, **settings})
+        me.start = me.saves_in(save, group, steps_per_epoch=100, settings=chosen).start(resume=resume)
         return me
 
     return run_ranks(world_size, rank_main).ok()

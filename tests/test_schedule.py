@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 from runs import ThreadGroup, TinyRank, run_ranks
 
-import ms_resume
 from ms_resume import Schedule, locate
 from ms_resume.errors import UsageError
 from ms_resume.resume.schedule import Wishes
@@ -88,16 +87,7 @@ def test_steps_go_by_the_schedule(tmp_path: Path) -> None:
 
     def rank_main(group: ThreadGroup, schedule: Schedule | None) -> list[str]:
         me = TinyRank(group.rank)
-        with ms_resume.Checkpointer(
-            tmp_path,
-            policy=me.policy,
-            optimizer=me.optimizer,
-            steps_per_epoch=10,
-            schedule=schedule,
-            settings=ms_resume.Settings(heartbeat_s=0, keep_last=0),
-            group=group,
-            say=me.said.append,
-        ) as checkpointer:
+        with me.saves_in(tmp_path, group, schedule=schedule) as checkpointer:
             checkpointer.start(resume=False)
             for _ in checkpointer.steps(1):
                 me.train_one_step()
@@ -114,17 +104,7 @@ def test_a_trainer_that_sums_up_wishes(tmp_path: Path) -> None:
 
     def rank_main(group: ThreadGroup) -> None:
         me = TinyRank(group.rank)
-        with ms_resume.Checkpointer(
-            tmp_path,
-            policy=me.policy,
-            optimizer=me.optimizer,
-            components=me.components(),
-            steps_per_epoch=10,
-            schedule=Schedule(every_steps=4),
-            settings=ms_resume.Settings(heartbeat_s=0),
-            group=group,
-            say=me.said.append,
-        ) as checkpointer:
+        with me.saves_in(tmp_path, group, schedule=Schedule(every_steps=4)) as checkpointer:
             checkpointer.start(resume=False)
             wishes = 0.0
             for step in range(10):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import own_trees
@@ -22,19 +21,6 @@ from ms_resume.records import Position
 
 P = Position.parse
 EVERY = ("0_2", "0_4", "0_6", "0_8", "1_0")
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    save = tmp_path_factory.mktemp("finished") / "save"
-    tiny_run(save, save_every=2).ok()
-    return save
-
-
-@pytest.fixture
-def save(finished: Path, tmp_path: Path) -> Path:
-    """A finished run of two ranks, whole at 0_2, 0_4, 0_6, 0_8, 1_0: global steps 2, 4, 6, 8, 10."""
-    return Path(shutil.copytree(finished, tmp_path / "save", symlinks=True))
 
 
 def as_of(save: Path, at: str, rank: int = 0) -> dict[str, bytes]:

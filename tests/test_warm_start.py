@@ -38,19 +38,8 @@ def job(
     def rank_main(group: ThreadGroup) -> TinyRank:
         me = TinyRank(group.rank)
         prepare(me)
-        with ms_resume.Checkpointer(
-            save,
-            policy=me.policy,
-            optimizer=me.optimizer,
-            ref=me.ref,
-            components=me.components(),
-            steps_per_epoch=10,
-            settings=ms_resume.Settings(keep_last=0, heartbeat_s=0),
-            group=group,
-            say=me.said.append,
-            **more,
-        ) as me.checkpointer:
-            act(me.checkpointer, me)
+        with me.saves_in(save, group, **more) as checkpointer:
+            act(checkpointer, me)
         return me
 
     return run_ranks(world_size, rank_main)
@@ -582,12 +571,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
 @pytest.mark.parametrize(("arguments", "said"), WRONG)
 def test_wrong_arguments(trained: Path, tmp_path: Path, arguments: dict[str, Any], said: str) -> None:
     def rank_main(group: ThreadGroup) -> None:
-        me = TinyRank(group.rank)
-        checkpointer = ms_resume.Checkpointer(
-            tmp_path / "new", policy=me.policy, optimizer=me.optimizer, steps_per_epoch=10, group=group,
-            settings=ms_resume.Settings(heartbeat_s=0), say=me.said.append,
-        )  # fmt: skip  # one call
-        checkpointer.warm_start(trained, **arguments)
+        TinyRank(group.rank).saves_in(tmp_path / "new", group, ref=None).warm_start(trained, **arguments)
 
     assert said in str(error_of(run_ranks(2, rank_main)))
 
@@ -609,11 +593,8 @@ def test_node_local_disks(trained: Path, tmp_path: Path) -> None:
     def rank_main(group: ThreadGroup) -> TinyRank:
         me = TinyRank(group.rank)
         disk = tmp_path / f"disk{group.rank}"
-        checkpointer = ms_resume.Checkpointer(
-            disk / "new", policy=me.policy, optimizer=me.optimizer, ref=me.ref, steps_per_epoch=10, group=group,
-            settings=ms_resume.Settings(heartbeat_s=0, storage="local"), say=me.said.append,
-        )  # fmt: skip  # one call
-        me.start = checkpointer.warm_start(disk / "old")
+        settings = ms_resume.Settings(heartbeat_s=0, storage="local")
+        me.start = me.saves_in(disk / "new", group, settings=settings).warm_start(disk / "old")
         return me
 
     for rank in range(2):

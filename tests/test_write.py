@@ -30,18 +30,8 @@ SETTINGS = ms_resume.Settings(keep_last=2, heartbeat_s=0)
 def started(save: Path, world_size: int, *, resume: bool, settings: ms_resume.Settings = SETTINGS) -> list[TinyRank]:
     def rank_main(group: ThreadGroup) -> TinyRank:
         me = TinyRank(group.rank)
-        me.checkpointer = ms_resume.Checkpointer(
-            save,
-            policy=me.policy,
-            optimizer=me.optimizer,
-            ref=me.ref,
-            components=me.components(),
-            steps_per_epoch=100,
-            settings=settings,
-            group=group,
-            say=me.said.append,
-        )
-        me.start = me.checkpointer.start(resume=resume)
+        checkpointer = me.saves_in(save, group, steps_per_epoch=100, settings=settings)
+        me.start = checkpointer.start(resume=resume)
         return me
 
     return run_ranks(world_size, rank_main).ok()
