@@ -5,11 +5,16 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import msrun_demo
 import pytest
+from exact.launches import Server, server
 from runs import tiny_run
+
+SHARED = {"test_leave": "test_exact"}
+"""Files that stay in the process of another one, whose `trainers` they use."""
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -18,7 +23,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         return
     items.sort(key=lambda item: item.get_closest_marker("msrun") is None)
     for item in items:
-        group = "msrun" if item.get_closest_marker("msrun") else item.path.stem
+        stem = SHARED.get(item.path.stem, item.path.stem)
+        group = "msrun" if item.get_closest_marker("msrun") else stem
         item.add_marker(pytest.mark.xdist_group(group))
 
 
@@ -28,6 +34,13 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.Com
     that nobody disturbed, in `base` the model that it started from. Nobody may write there."""
     output = tmp_path_factory.mktemp("demo")
     return output, msrun_demo.run(output)
+
+
+@pytest.fixture(scope="session")
+def trainers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, Path]]:
+    """What starts trainers of the campaigns, and where their undisturbed runs lie: one of a setting serves both."""
+    with server() as running:
+        yield running, tmp_path_factory.mktemp("trainers")
 
 
 @pytest.fixture(scope="session")

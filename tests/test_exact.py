@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from exact import campaign, settings
 from exact.campaign import Wanted
+from exact.launches import Server
 from exact.settings import Setting
 
 from grpo_arithmetic import compare
@@ -36,18 +37,20 @@ def test_every_pair_of_values_stands_together_in_some_setting() -> None:
 
 
 @needs_mindspore
-def test_a_twentieth_of_the_campaign(tmp_path: Path) -> None:
+def test_a_twentieth_of_the_campaign(trainers: tuple[Server, Path], tmp_path: Path) -> None:
     """Twenty kills in two settings: each run ends bit for bit as the undisturbed one of its setting, not as another."""
     print(f"EXACT_SEED={SEED}")
     drawn = tuple(random.Random(SEED).sample(settings.pairwise(), 2))
-    done = campaign.singles(Wanted(KILLS, SEED, drawn, tmp_path, tmp_path / "results.jsonl", most=KILLS // 2))
+    starts, here = trainers
+    wanted = Wanted(KILLS, SEED, drawn, here, tmp_path / "results.jsonl", most=KILLS // 2)
+    done = campaign.singles(wanted, starts=starts)
 
     assert [one.equal for one in done] == [True] * len(done), "\n".join(map(str, done))
     assert sum(one.struck.total() for one in done) >= KILLS
     # A kill between the end of a generation and its record on the disk costs that one.
     assert all(one.generated_again <= one.struck.total() for one in done)
     assert [line["equal"] for line in campaign.read(tmp_path / "results.jsonl")] == [True] * len(done)
-    others = [tmp_path / str(setting).replace("/", "-") / "undisturbed" for setting in drawn]
+    others = [here / str(setting).replace("/", "-") / "undisturbed" for setting in drawn]
     assert not compare.runs(*others).equal, "the comparison cannot tell one setting from another"
 
 

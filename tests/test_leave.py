@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from exact import campaign, settings
 from exact.campaign import Wanted
+from exact.launches import Server
 from leave import chain, standing
 from runs import tiny_run
 
@@ -20,13 +21,14 @@ SEED = int(os.environ.get("LEAVE_SEED", time.strftime("%Y%m%d")))
 
 
 @pytest.mark.skipif(importlib.util.find_spec("mindspore") is None, reason="MindSpore is not installed")
-def test_a_twentieth_of_the_campaign(tmp_path: Path) -> None:
+def test_a_twentieth_of_the_campaign(trainers: tuple[Server, Path], tmp_path: Path) -> None:
     """Nine signals in one setting: each leaves a whole checkpoint of the next step, no step is done twice, and the run
     ends bit for bit as the one that nobody asked."""
     print(f"LEAVE_SEED={SEED}")
     drawn = tuple(random.Random(SEED).sample(settings.pairwise(), 1))
+    starts, here = trainers
     results = tmp_path / "results.jsonl"
-    done = campaign.singles(Wanted(SIGNALS, SEED, drawn, tmp_path, results, "signals"), chain.run)
+    done = campaign.singles(Wanted(SIGNALS, SEED, drawn, here, results, "signals"), chain.run, starts)
 
     assert [(one.equal, one.generated_again) for one in done] == [(True, 0)] * len(done), "\n".join(map(str, done))
     assert sum(one.struck.total() for one in done) >= SIGNALS

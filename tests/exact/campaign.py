@@ -6,6 +6,7 @@ import json
 import random
 import time
 from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 
 from exact import chain
 from exact.chain import Chain, Run
-from exact.launches import server
+from exact.launches import Server, server
 from exact.settings import Setting
 
 
@@ -30,11 +31,15 @@ class Wanted:
     most: int = 1000
 
 
-def singles(wanted: Wanted, run: Run = chain.run) -> list[Chain]:
-    """Strikes at single processes, setting after setting, and from the beginning again until there are enough."""
+def singles(wanted: Wanted, run: Run = chain.run, starts: Server | None = None) -> list[Chain]:
+    """Strikes at single processes, setting after setting, and from the beginning again until there are enough.
+
+    Args:
+        starts: Goes on after it; a server of its own when left out.
+    """
     done: list[Chain] = []
     chance = random.Random(wanted.seed)
-    with server() as running:
+    with nullcontext(starts) if starts else server() as running:
         while (left := wanted.strikes - sum(one.struck.total() for one in done)) > 0:
             setting = wanted.settings[len(done) % len(wanted.settings)]
             began, seed = time.monotonic(), chance.randrange(10**6)

@@ -66,6 +66,7 @@ class Server:
     def close(self) -> None:
         assert self._process.stdin is not None
         self._process.stdin.close()
+        self._process.kill()  # a process that was forked meanwhile may hold the other end of its standard input
         self._process.wait()
 
     def _ask(self, line: str) -> None:
