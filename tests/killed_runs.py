@@ -1,7 +1,8 @@
 """Chains of runs that SIGKILL ends, each a process of its own, and the run that nobody killed beside them.
 
 A plan says where a run ends: `step:N` after so many steps, `sync:NAME` before it syncs what has a name that ends so,
-`end`. The runs are forked from one process that has imported what they need, so a chain costs one start.
+`end`. By `term:N` and `touch:N` it is asked to, with SIGTERM or its stop file, and has to leave with 50. The runs are
+forked from one process that has imported what they need, so a chain costs one start.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ class Told:
     def __init__(self, log: Path, plan: str) -> None:
         what, _, where = plan.partition(":")
         self._log = log
-        self._left = int(where) if what == "step" else 0
+        self._ends = {"step": _die, "term": _ask, "touch": _touch}.get(what)
+        self._left = int(where) if self._ends else 0
         if what == "sync":
             _kill_before_sync_of(where)
 
@@ -35,8 +37,8 @@ class Told:
         """A step is over."""
         self.say(row)
         self._left -= 1
-        if self._left == 0:
-            _die()
+        if self._left == 0 and self._ends:
+            self._ends()
 
 
 def forked(root: Path, run: Callable[[Path, Told], None], plans: Sequence[str]) -> None:
@@ -58,7 +60,7 @@ def chained(script: Path, root: Path, kills: Sequence[tuple[str, set[int]]]) -> 
         kills: The plans, and from which steps the run after each may go on.
 
     Raises:
-        AssertionError: A run was not killed, or saw another thing than the one that nobody killed.
+        AssertionError: A run was not killed, or did not leave, or saw another thing than the one that nobody killed.
     """
     command = [sys.executable, str(script), str(root), *(plan for plan, _ in kills), "end"]
     environ = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
@@ -67,7 +69,8 @@ def chained(script: Path, root: Path, kills: Sequence[tuple[str, set[int]]]) -> 
     ((whole, _),) = _read(root / "whole.jsonl")
     *killed, (last, status) = _read(root / "killed.jsonl")
     assert status == 0, ended.stderr
-    assert [os.WTERMSIG(was) for _, was in killed] == [signal.SIGKILL] * len(kills), ended.stderr
+    left = [plan.partition(":")[0] in ("term", "touch") for plan, _ in kills]
+    assert [was for _, was in killed] == [50 << 8 if asked else signal.SIGKILL for asked in left], ended.stderr
     starts = [0]
     following = [seen for seen, _ in killed[1:]] + [last]
     for (seen, _), after, (plan, may) in zip(killed, following, kills, strict=True):
@@ -99,6 +102,14 @@ def _append(log: Path, row: Row) -> None:
 
 def _die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _ask() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _touch() -> None:
+    Path(os.environ["MS_RESUME_STOP_FILE"]).touch()
 
 
 def _kill_before_sync_of(name: str) -> None:

@@ -7,6 +7,7 @@ import os
 import random
 import sys
 from dataclasses import replace
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ WHOLE = {
     "rl_config__prompts": 10,
     "rl_config__num_rollouts": 3,
     "rl_config__epochs": 3,
-    "rl_config__save_ckpt_interval": 1,
+    "rl_config__save_ckpt_interval": int(os.environ.get("STANDIN_INTERVAL", "1")),
 }
 """Three steps an epoch, and a batch left for the next."""
 
@@ -31,6 +32,7 @@ def run(save: Path, told: killed_runs.Told) -> None:
         maker: Any = importlib.import_module("mindrlhf.trainer.spmd.grpo_experience_maker").GRPOExperienceMaker
         make = maker.make_experience
 
+        @wraps(make)
         def make_experience(self: Any, *given: Any, **named: Any) -> None:
             make(self, *given, **named)
             told.step({"prompts": self.prompts, "metrics": self.tensor_writer[-1], "drawn": random.random()})

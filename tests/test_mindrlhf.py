@@ -27,8 +27,10 @@ from standin_jobs import HERE, NUMPY, Job, modules
 from test_standin import Scenario, first, job, made, named, number, payload, positions, trained
 
 import ms_resume
+from ms_resume import locate
 from ms_resume.adapters import mindrlhf
 from ms_resume.adapters.mindrlhf import functions
+from ms_resume.adapters.mindrlhf import run as runs
 from ms_resume.adapters.mindrlhf.__main__ import main, strategy_dir
 from ms_resume.adapters.mindrlhf.known import PARAMETERS
 from ms_resume.errors import (
@@ -169,6 +171,79 @@ def test_killed_by_a_signal(branch: str, tmp_path: Path, monkeypatch: pytest.Mon
     assert starts[-1] == 6
 
 
+LEAVES = [
+    # how it is asked and in which step, and from where the next run goes on: right behind it, however rarely it saves
+    ("term:2", {2}),
+    ("touch:2", {4}),
+    ("term:3", {7}),
+    ("step:1", {7}),  # before it saved anything itself
+]
+
+
+@pytest.mark.parametrize("branch", ["master", "dev"])
+def test_asked_to_leave(branch: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a signal or the stop file, where stock code would not save for long: nothing is lost, or done twice."""
+    monkeypatch.setenv("STANDIN_BRANCH", branch)
+    monkeypatch.setenv("STANDIN_INTERVAL", "100")
+    monkeypatch.setenv("MS_RESUME_STOP_FILE", str(tmp_path / "stop"))
+    _, starts = chained(TOP / "tests" / "standin_runs.py", tmp_path, LEAVES)
+
+    assert starts == [0, 2, 4, 7, 7]
+
+
+@pytest.mark.parametrize(("step", "calls"), [(2, 1), (3, 2)])
+def test_one_rank_is_asked(step: int, calls: int, tmp_path: Path) -> None:
+    """All save at one position, once where stock code has just saved there, and leave with 50."""
+
+    def before() -> None:
+        maker = importlib.import_module("mindrlhf.trainer.spmd.grpo_experience_maker").GRPOExperienceMaker
+        make = maker.make_experience
+
+        @wraps(make)
+        def make_experience(self: Any, *given: Any, **named: Any) -> None:
+            make(self, *given, **named)
+            run = runs.current()
+            if self.make_exp_step == step and names_of_rank(self) == 1 and run:
+                run._leaving.ask("the test")
+
+        maker.make_experience = make_experience
+
+    def names_of_rank(maker: Any) -> int:
+        return int(importlib.import_module("mindspore.communication").get_rank())
+
+    both = replace(ours(tmp_path), world_size=2).run(before=before)
+    found = locate.latest(tmp_path / "save").checkpoint
+
+    for ran in both:
+        assert isinstance(ran.error, SystemExit)
+        assert ran.error.code == 50
+        assert ran.positions == [(0, number) for number in range(step)]
+        assert ran.trainer.train.calls.count("save policy") == calls
+    assert found is not None
+    assert (str(found.position), found.world_size) == (f"0_{step}", 2)
+
+
+def test_a_save_that_is_asked_for(tmp_path: Path) -> None:
+    """`save_now`, between two saves of stock code; training goes on."""
+
+    def before() -> None:
+        worker = importlib.import_module("mindrlhf.worker.train_worker").TrainWorker
+        train = worker.train
+
+        def and_ask(self: Any) -> None:
+            train(self)
+            if self.global_training_step == 3:
+                (tmp_path / "save" / "save_now").touch()
+
+        worker.train = and_ask
+
+    ran = first(ours(tmp_path).run(before=before))
+
+    assert ran.error is None
+    assert positions(tmp_path / "save") == ["0_2", "0_3", "0_4", "1_0"]
+    assert not (tmp_path / "save" / "save_now").exists()
+
+
 def test_stock_order_of_loads_and_saves_is_kept(tmp_path: Path) -> None:
     """The calls of MindRLHF's workers are those of stock code, but for the reference at the end and the conversion."""
     calls = {}
@@ -303,6 +378,7 @@ def test_a_file_that_is_loaded_later_is_what_it_is(tmp_path: Path) -> None:
         maker = importlib.import_module("mindrlhf.trainer.spmd.grpo_experience_maker").GRPOExperienceMaker
         original = maker.make_experience
 
+        @wraps(original)
         def make_experience(self: Any, *given: Any, **named: Any) -> None:
             read = ms.load_checkpoint(str(payload(tmp_path / "save", "policy", (0, 4))), format="safetensors")
             held.append(read["grpo_model_train.policy_model.model.w"].asnumpy().tobytes())
@@ -378,6 +454,15 @@ def test_a_supervisor_hears_of_the_end(tmp_path: Path, monkeypatch: pytest.Monke
     ours(tmp_path).run()
 
     assert json.loads((tmp_path / "000001-0" / "rank_0.outcome").read_text())["done"] is True
+
+
+def test_a_supervisor_sees_each_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else all steps between two saves would look like one save that hangs."""
+    monkeypatch.setenv("MS_RESUME_WATCH_DIR", str(made(tmp_path / "000001-0")))
+    ours(tmp_path).run(stop=(0, 5))
+    pulse = json.loads((tmp_path / "000001-0" / "rank_0.pulse").read_text())
+
+    assert (pulse["phase"], pulse["position"]) == ("step", [0, 4])
 
 
 def test_what_a_vote_says_of_the_job(tmp_path: Path) -> None:
@@ -769,6 +854,39 @@ def test_the_module_runs_main(tmp_path: Path) -> None:
     assert "Traceback" not in again.stderr
 
 
+ASKED_IN = """
+import os, signal
+import main_master
+from mindrlhf.worker import train_worker, transform_worker
+method = {method}
+def and_ask(self, *given, **named):
+    os.kill(os.getpid(), signal.SIGTERM)
+    method(self, *given, **named)
+{method} = and_ask
+main_master.build().run_grpo_train()
+"""
+
+
+def test_a_process_that_is_asked(tmp_path: Path) -> None:
+    """In its first step, then while it loads: nothing is trained then, and nothing saved that was not there."""
+    (tmp_path / "config.yaml").write_text("rl_config: {prompts: 6, epochs: 1, save_ckpt_interval: 100}\n")
+    methods = {"step": "train_worker.TrainWorker.train", "load": "transform_worker.TransformWorker.reshard_params"}
+    for name, method in methods.items():
+        (tmp_path / f"{name}.py").write_text(ASKED_IN.format(method=method))
+    words = ["--config", "config.yaml", "--save_checkpoint_dir", "out"]
+    paths = ["--resume_training", "--actor_checkpoint_path", "out/train", "--ref_checkpoint_path", "out/ref"]
+    trained_ = call(tmp_path, "step.py", *words)
+    saved = sorted(path.name for path in (tmp_path / "out" / "commits").iterdir())
+    loading = call(tmp_path, "load.py", *words, *paths)
+
+    assert trained_.returncode == 50, trained_.stderr
+    assert "SIGTERM: saves at the next safe point and leaves" in trained_.stderr
+    assert named(tmp_path / "out", "policy") == "0_1"
+    assert loading.returncode == 50, loading.stderr
+    assert "RESUMING at 0_1" in loading.stderr
+    assert sorted(path.name for path in (tmp_path / "out" / "commits").iterdir()) == saved
+
+
 def test_a_supervisor_hears_of_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also of one that comes before there is a run."""
     monkeypatch.setenv("MS_RESUME_WATCH_DIR", str(made(tmp_path / "000001-0")))
@@ -870,6 +988,26 @@ def test_hydra_itself(site: Path) -> None:
     assert without.returncode == 10
     assert "no whole checkpoint to resume from" in without.stderr
     assert "Traceback" not in without.stderr
+
+
+HYDRA_ASKED = """
+import os, runpy, signal
+from mindrlhf.worker.train_worker import TrainWorker
+TrainWorker.load_model = lambda self: os.kill(os.getpid(), signal.SIGTERM)
+runpy.run_path("grpo.py", run_name="__main__")
+"""
+
+
+def test_hydra_lets_a_run_leave(site: Path) -> None:
+    """With its own exit code, and without a traceback."""
+    pytest.importorskip("hydra")
+    (site / "grpo.py").symlink_to(HERE / "main_hydra.py")
+    (site / "asked.py").write_text(HYDRA_ASKED)
+    left = launch(site, "rl_config.epochs=1", branch="dev", MAIN="asked.py", CONFIG="")
+
+    assert left.returncode == 50, left.stderr
+    assert "Traceback" not in left.stderr
+    assert named(site / "out", "policy") == "0_1"
 
 
 def test_stock_again(site: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import subprocess
 from dataclasses import replace
@@ -51,3 +52,44 @@ def test_two_ranks_resume_under_msrun(tmp_path: Path, monkeypatch: pytest.Monkey
     assert found is not None
     assert (str(found.position), found.world_size) == ("1_0", 2)
     assert {vote.global_step for vote in found.votes} == {6}
+
+
+ASKED = """
+import os
+import signal
+
+from mindrlhf.worker.train_worker import TrainWorker
+
+train = TrainWorker.train
+
+
+def and_ask(self):
+    train(self)
+    if os.environ["RANK_ID"] == "1" and self.global_training_step == 3:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+TrainWorker.train = and_ask
+"""
+
+
+def test_one_of_two_ranks_is_asked_under_msrun(tmp_path: Path) -> None:
+    """Both save behind that step, where stock code would not, and leave with 50."""
+    (tmp_path / "main.py").write_text(MAIN.replace("main_master.build", f"{ASKED}\nmain_master.build"))
+    (tmp_path / "config.yaml").write_text("rl_config: {prompts: 6, epochs: 1, save_ckpt_interval: 100}\n")
+    told = tmp_path / "000001-0"
+    for directory in (told, tmp_path / "model"):
+        directory.mkdir()
+    knobs = {"MAIN": "main.py", "CONFIG": "config.yaml", "MODEL": "model", "SAVE_DIR": "save", "WORKERS": "2"}
+    path = os.pathsep.join([str(TOP), str(HERE)])
+    environ = test_msrun.environment(**knobs, PYTHONPATH=path, MS_RESUME_WATCH_DIR=str(told))
+    script = [TOP / "launch" / "run_mindrlhf.sh"]
+    ended = subprocess.run(script, env=environ, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=180)
+    logs = "".join(log.read_text() for log in tmp_path.glob("save.logs/*/worker_*.log"))
+    outcomes = [json.loads((told / f"rank_{rank}.outcome").read_text()) for rank in range(2)]
+    found = locate.latest(tmp_path / "save").checkpoint
+
+    assert ended.returncode == 1, ended.stderr + logs  # msrun's own
+    assert [(outcome["exit_code"], outcome["left"]) for outcome in outcomes] == [(50, True)] * 2, logs
+    assert found is not None
+    assert (str(found.position), found.world_size) == ("0_3", 2)

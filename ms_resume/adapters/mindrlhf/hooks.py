@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from collections.abc import Callable, Iterator
 from functools import wraps
 from types import ModuleType
@@ -12,7 +13,8 @@ from typing import Any
 from ms_resume.adapters.mindrlhf import functions, known
 from ms_resume.adapters.mindrlhf import run as runs
 from ms_resume.adapters.mindrlhf.known import need
-from ms_resume.adapters.mindrlhf.run import Options, Run
+from ms_resume.adapters.mindrlhf.run import Leave, Options, Run
+from ms_resume.errors import ExitCode
 from ms_resume.framework import stock
 
 _MOMENTS = {"exp_avg": "moments1", "exp_avg_sq": "moments2"}
@@ -116,9 +118,12 @@ def _trainer(module: ModuleType, options: Options) -> None:
         run = _run_of(self)
         with _ended_on_error(run):
             run.apply()
-            original(self)
+            with contextlib.suppress(Leave):
+                original(self)
             run.finish()
         runs.enter(None)
+        if run.left:
+            sys.exit(int(ExitCode.LEFT_ON_REQUEST))
 
     _around(trainer, "__init__", construct)
     _around(trainer, "_load_checkpoint", load)
@@ -141,7 +146,15 @@ def _maker(module: ModuleType) -> None:
             self._get_batch(1)
         self.i_step = run.position.step
 
+    def make_experience(original: Callable[..., Any], self: Any, *given: Any, **named: Any) -> Any:
+        """Stock code's first act in a step, which has no place of its own to leave at."""
+        run = runs.current()
+        if run is not None:
+            run.step_begins()
+        return original(self, *given, **named)
+
     _around(module.GRPOExperienceMaker, "_init_grpo_experience_dataset", open_data)
+    _around(module.GRPOExperienceMaker, "make_experience", make_experience)
 
 
 def _probe(maker: Any, trainer: Any) -> Any:

@@ -54,6 +54,7 @@ PARAMETERS: dict[str, dict[str, tuple[tuple[str, ...], ...]]] = {
     MAKER: {
         "GRPOExperienceMaker._init_grpo_experience_dataset": (("self",),),
         "GRPOExperienceMaker._get_batch": (("self", "num_rollouts"),),
+        "GRPOExperienceMaker.make_experience": (("self", "num_rollouts", "num_generations"),),
     },
 }
 """Module, then function or method, then the names of its parameters: on master, and on dev where that differs."""

@@ -31,6 +31,7 @@ from ms_resume.records import Position
 from ms_resume.resume import agree
 from ms_resume.resume.checkpointer import Checkpointer
 from ms_resume.resume.components.randomness import Randomness
+from ms_resume.resume.leaving import Leaving
 from ms_resume.settings import from_environment
 from ms_resume.state import HostTensor, scalar
 
@@ -67,6 +68,10 @@ class Order:
         return self.ref if self.source and self.ref != (self.source / names.DIRECTORIES["ref"]).resolve() else None
 
 
+class Leave(BaseException):
+    """Ends MindRLHF's loop before a step; nothing of it catches this."""
+
+
 class Run:
     """From the trainer's construction to the end of its training; one in a process (in a thread, for tests)."""
 
@@ -84,6 +89,15 @@ class Run:
         self._filled: set[str] = set()
         self._taken: dict[str, Position] = {}
         self._noted: set[str] = set()
+        self._begun: Position | None = None
+        self._leaving = Leaving()
+        if threading.current_thread() is threading.main_thread():
+            self._leaving.listen()
+
+    @property
+    def left(self) -> bool:
+        """Whether it ends before its end, because a rank was asked to leave."""
+        return self._checkpointer is not None and self._checkpointer.left
 
     # -- the start
 
@@ -119,6 +133,7 @@ class Run:
             config=config,
             parallel=_parallel(config),
             settings=settings,
+            leaving=self._leaving,
             group=group,
         )
         self._checkpointer.alone = True
@@ -221,10 +236,31 @@ class Run:
         self._noted.add(role)
         if self._noted >= set(ROLES):
             position = self._taken["policy"]
-            self._taken, self._noted = {}, set()
+            self._taken, self._noted, self._begun = {}, set(), position
             assert self._checkpointer is not None  # something was taken
             self._checkpointer.begin(position.epoch, position.step)
         return True
+
+    # -- between two steps
+
+    def step_begins(self) -> None:
+        """Where stock code has just saved, or would have: nothing of this step is drawn or read yet.
+
+        Raises:
+            Leave: A rank was asked to; all ranks have saved this position, and leave here.
+        """
+        assert self._checkpointer is not None  # it trains
+        trainer = self._trainer
+        at = Position(need(trainer, "n_epoch"), need(trainer, "i_step"))
+        wishes = self._checkpointer.gather_wishes()
+        leaves = self._checkpointer.leaves(wishes)
+        if wishes > 0 and at != self._begun:
+            start = {"start_epoch": need(trainer, "start_epoch"), "start_step": need(trainer, "start_step")}
+            trainer.train.save_checkpoints(epochs=at.epoch, steps=at.step, **start)
+            trainer.ref.save_checkpoints(epochs=at.epoch, steps=at.step, **start)
+        if leaves:
+            raise Leave
+        self._checkpointer.phase("step", at.epoch, at.step)
 
     # -- the end
 
@@ -246,6 +282,7 @@ class Run:
         """Training ended with an error: what is being written may end, nobody is waited for."""
         if self._checkpointer is not None:
             self._checkpointer.__exit__(type(error), error, None)
+        self._leaving.close()
 
     # -- inside
 
