@@ -9,7 +9,7 @@
 # A supervised run is marked by `ms-resume run`, the other by launch/scheduled_train.sh and `ms-resume recover --run`.
 # Exit codes: 0, 2, 40 where something cannot be ended, 61 where --dry-run finds any.
 set -euo pipefail
-top="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)"
+top="$(dirname -- "$(dirname -- "$(realpath -- "${BASH_SOURCE[0]}")")")"
 export PYTHONPATH="${top}${PYTHONPATH:+:${PYTHONPATH}}"
 
 VENV="${VENV:-${VIRTUAL_ENV:-${top}/.venv}}" # its Python is used where it has one

@@ -7,7 +7,7 @@
 # ready, sees the same save directory, and has the same toolkit, trainer, configuration and versions; an attempt that failed
 # on one node is ended on all, and all make the same next start. Knobs that are set go into the lines.
 set -euo pipefail
-top="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)"
+top="$(dirname -- "$(dirname -- "$(realpath -- "${BASH_SOURCE[0]}")")")"
 
 NODES="${NODES:-}"         # addresses, the first one is where msrun's scheduler listens
 NODE_RANK="${NODE_RANK:-}" # set in the lines: start this node's share

@@ -10,7 +10,7 @@
 # SUPERVISE=0 it is msrun alone: 2 and 31 for what is found wrong before the start, then msrun's own, which makes every
 # failure 1 and Ctrl-C 0.
 set -euo pipefail
-top="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)"
+top="$(dirname -- "$(dirname -- "$(realpath -- "${BASH_SOURCE[0]}")")")"
 
 if command -v npu-smi >/dev/null; then device=Ascend; else device=CPU; fi
 DEVICE_TARGET="${DEVICE_TARGET:-${device}}" # no npu-smi, no NPU

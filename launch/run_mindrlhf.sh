@@ -8,7 +8,7 @@
 #   ADAPTER=0 ... launch/run_mindrlhf.sh             stock MindRLHF, in the same directory
 #   DRY_RUN=1 ... launch/run_mindrlhf.sh             prints the command; makes, clears and starts nothing
 set -euo pipefail
-top="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)"
+top="$(dirname -- "$(dirname -- "$(realpath -- "${BASH_SOURCE[0]}")")")"
 
 BRANCH="${BRANCH:-master}"  # of MindRLHF: master (flags) or dev (overrides)
 ADAPTER="${ADAPTER:-1}"     # 0 goes back to stock

@@ -11,7 +11,7 @@
 # Exit code: the largest of all files. 0 trained, 1 failed and a recovery file waits, 2 usage, 10 failed without a
 # checkpoint, 40 disk, 60 not to be helped by trying, 61 these files are being run already; 130 and 143 when interrupted.
 set -euo pipefail
-top="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)"
+top="$(dirname -- "$(dirname -- "$(realpath -- "${BASH_SOURCE[0]}")")")"
 
 TRAIN_YAML_DIR="${TRAIN_YAML_DIR:-train_yaml}"
 VENV="${VENV:-${VIRTUAL_ENV:-${top}/.venv}}" # first on PATH unless CONDA_ENV is set; it holds llamafactory-cli

@@ -113,9 +113,9 @@ def _lines(path: Path) -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
 
 
-def _put(path: Path) -> Path:
+def _put(path: Path, text: str = "") -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.touch()
+    path.write_text(text)
     return path
 
 
@@ -554,6 +554,41 @@ def test_what_a_killed_supervisor_left_is_ended(tmp_path: Path):
     theirs.kill()
     theirs.wait()
     assert ended(SAVE_DIR="nosuch").returncode == 2
+
+
+LINKED = [
+    # script, its arguments, and what it says of its own place
+    ("run_grpo", [], f"{TOP}/examples/grpo_arithmetic/main.py"),
+    ("run_mindrlhf", [], "python -m ms_resume.adapters.mindrlhf"),
+    ("multi_node", [], f"{TOP}/launch/multi_node.sh"),
+    ("scheduled_train", ["--user", "me", "--date", "202507152000", "--dry-run"], f"{TOP}/launch/kill_npu_process.sh"),
+    ("kill_npu_process", [], f"python finds {TOP}:"),
+]
+
+
+@pytest.mark.parametrize(("name", "arguments", "said"), LINKED, ids=[name for name, _, _ in LINKED])
+def test_through_a_link(name: str, arguments: list[str], said: str, tmp_path: Path):
+    """Linked to from a directory of programs, by a relative path and once more, or in a directory that is a link."""
+    programs, linked = tmp_path / "bin", tmp_path / "linked"
+    programs.mkdir()
+    linked.symlink_to(TOP / "launch")
+    (programs / f"{name}.sh").symlink_to(os.path.relpath(TOP / "launch" / f"{name}.sh", programs))
+    (programs / "again").symlink_to(f"{name}.sh")
+    for program in ("msrun", "python", "llamafactory-cli"):
+        _put(programs / program, '#!/usr/bin/env bash\necho "python finds ${PYTHONPATH}:"\n').chmod(0o755)
+    for file in ("main.py", "grpo.yaml", "train_yaml/me/202507152000/a.yaml"):
+        _put(tmp_path / file)
+    env = {
+        "PATH": f"{programs}:/usr/bin:/bin", "HOME": str(tmp_path / "home"), "VENV": "/nonexistent", "DRY_RUN": "1",
+        "NODES": "10.0.0.1 10.0.0.2", "MAIN": "main.py", "CONFIG": "grpo.yaml", "MODEL": "model",
+    }  # fmt: skip
+
+    for link in (programs / f"{name}.sh", programs / "again", linked / f"{name}.sh"):
+        ended = subprocess.run(
+            [link, *arguments], env=env, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+        )
+        assert ended.returncode == 0, ended.stderr
+        assert said in ended.stdout
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
