@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -143,6 +144,33 @@ def test_asked_on_one_node_all_save_and_leave(cluster: Cluster):
     newest = locate.latest(cluster.save).checkpoint
     assert newest is not None
     assert newest.position.step >= 7
+
+
+@pytest.mark.parametrize(("asked", "deaths"), [(0, 1), (1, 1), (1, 2)])
+def test_asked_between_two_attempts(cluster: Cluster, asked: int, deaths: int):
+    """Whichever node is told, whatever it waits for: none waits for another. Started again, the run goes on."""
+    late = 40 if deaths == 1 else -1  # after one death node 0 is not ready, after two all back off
+    cluster.breaks(*({"attempt": n, "rank": 1, "at": late, "do": "kill"} for n in range(1, deaths + 1)))
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    both = [cluster.start(0, 80, policy={"backoff_s": 50}, ports=[port]), cluster.start(1, 80)]
+    cluster.wait_for(lambda: all(cluster.attempts(node) for node in (0, 1)))
+    with socket.socket() as listener:
+        if deaths == 1:
+            listener.bind(("127.0.0.1", port))
+            listener.listen()
+            cluster.wait_for(lambda: bool(cluster.said(0, "not started yet")))
+        cluster.wait_for(lambda: all(len(cluster.said(node, "decision: restart")) == deaths for node in (0, 1)))
+        both[asked].send_signal(signal.SIGTERM)
+        began = time.monotonic()
+
+        assert [supervisor.wait(60) for supervisor in both] == [143, 143], cluster.console(0) + cluster.console(1)
+        assert time.monotonic() - began < 20  # of about 50, and of 60
+    assert f"node {asked}: asked to end between two attempts" in cluster.console(1 - asked)
+    assert len(cluster.attempts(0)) == deaths
+    again = [cluster.start(0, 80), cluster.start(1, 80)]
+    assert [supervisor.wait(60) for supervisor in again] == [0, 0], cluster.console(0) + cluster.console(1)
 
 
 def test_an_error_that_stays_stops_all_nodes(cluster: Cluster):

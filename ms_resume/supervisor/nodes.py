@@ -6,6 +6,7 @@
 <LOG_DIR>/nodes/NNNNNN-<token>/K.asked    node K: its supervisor was asked to end; all save and leave
 <LOG_DIR>/nodes/NNNNNN-<token>/K.end      node K: how its part ended; where it failed, all others end theirs
 <LOG_DIR>/nodes/NNNNNN-<token>/decision   node 0: what all do next
+<LOG_DIR>/nodes/K.left                    node K: its supervisor was asked to end between two attempts; all leave
 
 Node 0 decides, because no start works without it: msrun's scheduler runs there. Each file has one writer, is whole, and
 stays; who needs it asks until it is there. So each supervisor may be killed and started again at any time, and a node
@@ -18,6 +19,7 @@ import hashlib
 import json
 import os
 import platform
+import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -65,11 +67,34 @@ class Nodes:
         self._others = [node for node in range(plan.nodes) if node != plan.node]
         self.leads = plan.node == 0
         atomic.make_dirs(self._at)
+        self._earlier = self._left()
+        """What nodes said that left an earlier run of these supervisors."""
+
+    # -- between two attempts
+
+    def told(self) -> bool:
+        """Whether this supervisor was asked to end, or another node's was between two attempts."""
+        return self._asked() or bool(self._leavers())
+
+    def leave(self) -> str:
+        """Tells the others, which would wait for this node, where they have not told it. Returns why it leaves."""
+        if self._asked():
+            self._put(self._at / f"{self._plan.node}.left", {"token": secrets.token_hex(8)})
+            return "asked to end between two attempts"
+        return f"{', '.join(self._leavers())}: asked to end between two attempts"
+
+    def _leavers(self) -> list[str]:
+        return [f"node {node}" for node, said in self._left().items() if said != self._earlier.get(node)]
+
+    def _left(self) -> dict[int, dict[str, Any]]:
+        listed = self._listed("")
+        there = {node: self._at / f"{node}.left" for node in self._others if f"{node}.left" in listed}
+        return {node: said for node, path in there.items() if (said := files.document(path)) is not None}
 
     # -- a start
 
     def agree(self, call: Call, over: set[str]) -> Call | None:
-        """The start that all nodes make now: node 0's `call`. None where this supervisor was asked to end.
+        """The start that all nodes make now: node 0's `call`. None where the supervisors are to end.
 
         Args:
             over: Names of attempts that this node had a part in.
@@ -96,7 +121,7 @@ class Nodes:
                 },
             )
             views = self._wait(lambda: self._all(name, "ready"), f"for nodes to be ready: {self._others}")
-            if views is None and self._asked():
+            if views is None and self.told():
                 return None
             if views is None:
                 missing = [node for node in self._others if files.document(self._at / name / f"{node}.ready") is None]
@@ -128,7 +153,7 @@ class Nodes:
             return found if "go" in self._listed(name) else None
 
         found = self._wait(called, "for node 0 to call the next start")
-        if found is None and self._asked():
+        if found is None and self.told():
             return None
         if found is None:
             raise UsageError(
@@ -175,9 +200,9 @@ class Nodes:
         self._put(self._at / name / "decision", files.action_json(action))
 
     def decision(self, name: str) -> Action | None:
-        """Node 0's. None where this supervisor was asked to end."""
+        """Node 0's. None where the supervisors are to end."""
         found: Action | None = self._wait(lambda: self._decision(name), "for node 0 to decide", asked_s=_OTHERS_END_S)
-        if found is None and not self._asked():
+        if found is None and not self.told():
             why = f"node 0 has not decided in {self._plan.join_s:g} s"
             return Action("stop", why, exit_code=int(ExitCode.GAVE_UP))
         return found
@@ -199,7 +224,7 @@ class Nodes:
 
     def _sees(self, token: Path, name: str) -> bool:
         deadline = time.monotonic() + min(_VISIBLE_S, self._plan.join_s / 4)
-        while time.monotonic() < deadline and not self._asked():
+        while time.monotonic() < deadline and not self.told():
             try:
                 if token.read_text() == name:
                     return True
@@ -256,12 +281,12 @@ class Nodes:
         atomic.replace(path, json.dumps(content).encode(), f"node{self._plan.node}")
 
     def _wait(self, found: Callable[[], Any], what: str, patience_s: float | None = None, asked_s: float = 0) -> Any:
-        """What `found` gives; None where it stays nothing, for `asked_s` at most if this supervisor is asked to end."""
+        """What `found` gives; None where it stays nothing, for `asked_s` at most where it is to end."""
         began, said = time.monotonic(), False
         patience_s = self._plan.join_s if patience_s is None else patience_s
         while (it := found()) is None:
             waited = time.monotonic() - began
-            if waited > (min(patience_s, asked_s) if self._asked() else patience_s):
+            if waited > (min(patience_s, asked_s) if self.told() else patience_s):
                 return None
             if waited > 5 and not said:
                 self._say(f"waiting {what}")

@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
@@ -119,6 +119,7 @@ class _Run:
         if plan.nodes > 1:
             shared = {**os.environ, **plan.environment}.get(STORAGE) != "local"
             self._nodes = Nodes(plan, shared=shared, asked=asked, say=log.info)
+            self._asked = self._nodes.told
         if self._history.cut:
             log.warning(f"{self._history.path}: {self._history.cut} lines are cut short and were passed over")
 
@@ -132,7 +133,11 @@ class _Run:
             self._wait(action.delay_s if action else 0.0)
             started = None if self._asked() else self._start(action.back if action else None)
             if started is None:
-                return self._summary(_ASKED_BETWEEN)
+                return self._summary(self._between())
+
+    def _between(self) -> Action:
+        """What to do where it is to end and nothing runs."""
+        return replace(_ASKED_BETWEEN, reason=self._nodes.leave()) if self._nodes else _ASKED_BETWEEN
 
     def _taken_up(self) -> tuple[Started | None, Action | None]:
         """What a supervisor that died left: an attempt to watch, or one to decide about, or a decision to act on."""
@@ -150,11 +155,12 @@ class _Run:
         return None, Action(last["what"], last["reason"], back=files.position(last.get("back")))
 
     def _start(self, back: Position | None) -> Started | None:
-        """None where this supervisor was asked to end while it waited for other nodes."""
+        """None where it is to end instead."""
         plan = self._plan
         self._end(lambda: processes.marked(str(plan.attempts), below=True), "an earlier attempt")
         variables = {**os.environ, **plan.environment}
-        self._until_ready(variables)
+        if not self._until_ready(variables):
+            return None
         call = self._agreed(back)
         if call is None:
             return None
@@ -194,9 +200,12 @@ class _Run:
             return call
         return self._nodes.agree(call, {name for e in self._history.events if (name := _name(e))})
 
-    def _until_ready(self, variables: dict[str, str]) -> None:
-        """Raises at once where the first start could not work; later ones wait for a while, because what is in the way
-        may go: a port, a full disk, NPUs that are slow to be given back."""
+    def _until_ready(self, variables: dict[str, str]) -> bool:
+        """False where it is to end instead.
+
+        Raises at once where the first start could not work; later ones wait for a while, because what is in the way may
+        go: a port, a full disk, NPUs that are slow to be given back.
+        """
         again = any(event["event"] == "start" for event in self._history.current)
         deadline = time.monotonic() + (self._plan.policy.longest_s if again else 0.0)
         if self._plan.strategy_dir:
@@ -204,12 +213,14 @@ class _Run:
         while True:
             try:
                 host.check(self._plan.save, ports=self._plan.ports, free_gib=self._plan.free_gib, variables=variables)
-                return
+                return True
             except MsResumeError as error:
-                if time.monotonic() >= deadline or self._asked():
+                if time.monotonic() >= deadline:
                     raise
                 self._log.warning(f"not started yet: {error.message}")
-                self._wait(_RETRY_S)
+            self._wait(_RETRY_S)
+            if self._asked():
+                return False
 
     def _launch(self, command: list[str], directory: Path, variables: dict[str, str]) -> subprocess.Popen[bytes]:
         with files.launcher_log(directory) as output:
@@ -280,7 +291,7 @@ class _Run:
         ends = [files.ended(event) for event in self._history.current if event["event"] == "end"]
         name = next(name for e in reversed(self._history.events) if (name := _name(e)))
         if self._nodes and not self._nodes.leads:
-            action = self._nodes.decision(name) or _ASKED_BETWEEN
+            action = self._nodes.decision(name) or self._between()
         else:
             action = decide(ends, self._plan.policy, self._chance.random())
         if self._nodes and self._nodes.leads:
