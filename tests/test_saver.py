@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
+import mmap
 import subprocess
 import sys
 import threading
@@ -9,6 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -16,7 +20,7 @@ import savers
 from runs import ThreadGroup, TinyRank, run_ranks
 
 import ms_resume
-from ms_resume import locate, write
+from ms_resume import commit, locate, write
 from ms_resume.errors import DiskError, NothingToResume, UsageError
 from ms_resume.state import Arrays, HostTensor
 from ms_resume.write import staging
@@ -280,6 +284,42 @@ c.begin(0, 2)
 
     assert (done.returncode, done.stderr) == (0, "")
     assert latest(tmp_path) == "0_2"
+
+
+def resident(address: int) -> int:
+    """KiB of memory behind the mapping that begins there."""
+    _, found, rest = Path("/proc/self/smaps").read_text().partition(f"\n{address:08x}-")
+    return int(rest.partition("\nRss:")[2].split()[0]) if found else 0
+
+
+@pytest.mark.parametrize("ends", ["before a save", "behind a save", "with an error", "with a save that failed"])
+def test_the_host_copy_is_given_back(ends: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the end of the run, however it comes, and not when somebody collects cycles: it is as large as the state."""
+    addresses: list[int] = []
+    allocate = staging._allocate
+
+    def allocated(size: int) -> mmap.mmap:
+        buffer = allocate(size)
+        addresses.append(np.frombuffer(buffer, np.uint8).ctypes.data)
+        return buffer
+
+    monkeypatch.setattr(staging, "_allocate", allocated)
+    gc.disable()
+    try:
+        (me,) = started(tmp_path)
+        checkpointer = checkpointer_of(me)
+        assert [resident(address) > 0 for address in addresses] == [True]
+        if ends == "with a save that failed":
+            monkeypatch.setattr(commit, "cast", Mock(side_effect=DiskError("no room", hint="")))
+        if ends != "before a save":
+            checkpointer.begin(0, 2)
+        with contextlib.suppress(ZeroDivisionError, DiskError), checkpointer:
+            if ends == "with an error":
+                raise ZeroDivisionError
+
+        assert [resident(address) for address in addresses[:1]] == [0]
+    finally:
+        gc.enable()
 
 
 def test_steps_behind_a_rollout(tmp_path: Path) -> None:

@@ -530,6 +530,8 @@ class Checkpointer:
                 self._leaving.close()
         finally:
             self._end()
+            if self._saver is not None:
+                self._saver.end()
 
     def __enter__(self) -> Checkpointer:
         return self
@@ -543,7 +545,7 @@ class Checkpointer:
         else:
             self._pulse.ended(error=error)
             if self._saver is not None:
-                self._saver.close()
+                self._saver.end()
             if self._rollouts is not None:
                 self._rollouts.flush()
             self._end()  # the other ranks may be gone: waiting for them would hide the error

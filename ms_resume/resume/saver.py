@@ -162,6 +162,13 @@ class Saver:
         except MsResumeError as error:
             self._tell(f"the last save failed: {error.message}")
 
+    def end(self) -> None:
+        """The run is over: waits for the save that is under way, and gives the host copy back."""
+        self.close()
+        staging, self._staging = self._staging, None
+        if staging is not None:
+            staging.close()
+
     def tidy(self) -> None:
         """What is left for retention to do, when nothing is under way."""
         self.rest()

@@ -111,7 +111,8 @@ class Staging:
 
     def __init__(self, roles: Mapping[str, Mapping[str, TensorInfo]], shared: Collection[str] = ()) -> None:
         self.plan = plan(roles, shared)
-        self._buffer = memoryview(_allocate(self.plan.size))
+        self._memory = _allocate(self.plan.size)
+        self._buffer = memoryview(self._memory)
 
     def take(self, reads: Mapping[str, Mapping[str, Read]]) -> Staged:
         """Begins to copy every tensor; returns at once.
@@ -123,6 +124,12 @@ class Staging:
             if other := placed.keys() ^ reads[role].keys():
                 raise UsageError(f"{role}: {sorted(other)[:3]} came or went since the start", hint=_ANEW)
         return Staged(self.plan, self._buffer, reads)
+
+    def close(self) -> None:
+        """Gives the memory back now: whoever still has a view of it, such as the traceback of a save that failed, sees
+        zeros."""
+        with contextlib.suppress(OSError, AttributeError):  # else it goes with the last view
+            self._memory.madvise(mmap.MADV_REMOVE)
 
 
 _ANEW = "end this process and resume: names and shapes must stay as they are while it runs"
