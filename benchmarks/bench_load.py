@@ -13,7 +13,6 @@ import argparse
 import contextlib
 import ctypes
 import gc
-import json
 import os
 import random
 import statistics
@@ -22,14 +21,13 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from rich.console import Console
 
 sys.path.insert(0, str(Path(__file__).parent))
 import load_rows
-from bench_save import UNITS, markdown, memory, settle, table, versions
+from bench_save import TOOLS, UNITS, memory, settle
+from reports import Report
 from save_rows import Row, State, timed
 
 
@@ -135,23 +133,17 @@ def main() -> int:
         "--report", type=Path, metavar="FILE", help="tables to FILE.md, all numbers to FILE.json, after each size"
     )
     arguments = parser.parse_args()
-    results: dict[str, Any] = {"versions": versions(), "loads": []}
-    report = ["# Results of `make bench-load`", "", ", ".join(f"{k} {v}" for k, v in versions().items()) + ".", ""]
-    console = Console(width=130)
+    report = Report("bench-load", arguments.report, TOOLS)
+    report.results["loads"] = []
     for text in arguments.sizes.split(","):
         size = int(text[:-1]) * UNITS[text[-1]]
         for tensors in map(int, arguments.tensors.split(",")):
             with tempfile.TemporaryDirectory(dir=arguments.directory) as top:
                 found = measure(size, tensors, arguments.rounds, Path(top), arguments.only)
             title = f"{size / 2**20:g} MiB in {tensors} tensors, {arguments.rounds} rounds"
-            rows = lines(size, found)
-            results["loads"].append({"bytes": size, "tensors": tensors, "rows": [asdict(m) for m in found]})
-            report.append(markdown(title, rows, HEADINGS))
-            console.print(table(title, rows, HEADINGS))
-            if arguments.report:
-                arguments.report.parent.mkdir(parents=True, exist_ok=True)
-                arguments.report.with_suffix(".json").write_text(json.dumps(results) + "\n")
-                arguments.report.with_suffix(".md").write_text("\n".join(report))
+            report.results["loads"].append({"bytes": size, "tensors": tensors, "rows": [asdict(m) for m in found]})
+            report.table(title, HEADINGS, lines(size, found))
+            report.write()
     return 0
 
 

@@ -12,10 +12,7 @@ Rows of one tree are interleaved, in another order each round. Calls are counted
 from __future__ import annotations
 
 import argparse
-import contextlib
-import json
 import os
-import platform
 import random
 import re
 import resource
@@ -27,15 +24,12 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
 sys.path.insert(0, str(Path(__file__).parent))
 import large_trees
+from reports import Report
 
 from ms_resume import locate, verify
 
@@ -134,18 +128,6 @@ def lines_of_calls(counted: dict[str, dict[str, int]]) -> list[tuple[str, ...]]:
     ]
 
 
-def show(title: str, headings: tuple[str, ...], cells: list[tuple[str, ...]]) -> str:
-    """Prints a table; gives it as Markdown."""
-    shown = Table(title=title)
-    for heading in headings:
-        shown.add_column(heading, justify="left" if heading == headings[0] else "right")
-    for row in cells:
-        shown.add_row(*row)
-    Console(width=110).print(shown)
-    table = [headings, ("---",) * len(headings), *cells]
-    return "\n".join([f"## {title}", "", *(f"| {' | '.join(row)} |" for row in table), ""])
-
-
 def make(text: str, top: Path) -> large_trees.Tree:
     """The tree that `ours:1000x8` means: kind, checkpoints, ranks."""
     kind, _, size = text.partition(":")
@@ -163,13 +145,6 @@ def _listed(text: str) -> list[str]:
     return [word for word in text.split(",") if word]
 
 
-def versions() -> dict[str, str]:
-    found = {"python": platform.python_version(), "cores": str(os.cpu_count())}
-    with contextlib.suppress(PackageNotFoundError):
-        found["ms_resume"] = version("ms_resume")
-    return found
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(prog="bench_locate.py", description=__doc__.splitlines()[0])
     parser.add_argument("--trees", default=TREES, help=f"kind:CHECKPOINTSxRANKS, to be timed ({TREES})")
@@ -178,23 +153,21 @@ def main() -> int:
     parser.add_argument("--directory", type=Path, help="on the disk that is measured (a temporary one)")
     parser.add_argument("--report", type=Path, metavar="FILE", help="tables to FILE.md, all numbers to FILE.json")
     arguments = parser.parse_args()
-    results: dict[str, Any] = {"versions": versions(), "trees": {}, "calls": {}}
-    report = ["# Results of `make bench-locate`", "", ", ".join(f"{k} {v}" for k, v in versions().items()) + ".", ""]
+    report = Report("bench-locate", arguments.report)
+    trees: dict[str, Any] = {}
+    calls: dict[str, dict[str, int]] = {}
+    report.results |= {"trees": trees, "calls": calls}
     for text in _listed(arguments.trees):
         with tempfile.TemporaryDirectory(dir=arguments.directory) as top:
             found = measure(make(text, Path(top)), arguments.rounds)
-        results["trees"][text] = [asdict(one) for one in found]
-        report.append(show(f"{_in_words(text)}, {arguments.rounds} rounds", HEADINGS, lines(found)))
+        trees[text] = [asdict(one) for one in found]
+        report.table(f"{_in_words(text)}, {arguments.rounds} rounds", HEADINGS, lines(found))
     for text in _listed(arguments.counted) if shutil.which("strace") else []:
         with tempfile.TemporaryDirectory(dir=arguments.directory) as top:
-            results["calls"][_in_words(text)] = count_calls(make(text, Path(top)).save)
-    if results["calls"]:
-        title = "System calls of one `locate.latest`"
-        report.append(show(title, HEADINGS_OF_CALLS, lines_of_calls(results["calls"])))
-    if arguments.report:
-        arguments.report.parent.mkdir(parents=True, exist_ok=True)
-        arguments.report.with_suffix(".json").write_text(json.dumps(results) + "\n")
-        arguments.report.with_suffix(".md").write_text("\n".join(report))
+            calls[_in_words(text)] = count_calls(make(text, Path(top)).save)
+    if calls:
+        report.table("System calls of one `locate.latest`", HEADINGS_OF_CALLS, lines_of_calls(calls))
+    report.write()
     return 0
 
 

@@ -11,10 +11,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import gc
-import json
 import multiprocessing
 import os
-import platform
 import random
 import shutil
 import statistics
@@ -24,15 +22,13 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).parent))
+from reports import Report
 from save_rows import Finish, Row, Save, State, checkpointing, rows
 
 os.environ.setdefault("GLOG_v", "3")  # MindSpore warns of every save
@@ -185,6 +181,7 @@ def _empty(directory: Path) -> None:
             path.unlink()
 
 
+TOOLS = ("ms_resume", "numpy", "mindspore", "torch", "safetensors", "torchsnapshot", "orbax-checkpoint")
 HEADINGS = ("save", "blocked s", "s/GiB", "durable s", "of raw", "memory")
 
 
@@ -206,29 +203,6 @@ def _line(m: Measured, size: int, raw: float | None) -> tuple[str, ...]:
     )
 
 
-def table(title: str, rows: list[tuple[str, ...]], headings: tuple[str, ...] = HEADINGS) -> Table:
-    shown = Table(title=title)
-    for heading in headings:
-        shown.add_column(heading, justify="left" if heading == headings[0] else "right")
-    for row in rows:
-        shown.add_row(*row)
-    return shown
-
-
-def markdown(title: str, rows: list[tuple[str, ...]], headings: tuple[str, ...] = HEADINGS) -> str:
-    cells = [headings, ("---",) * len(headings), *rows]
-    return "\n".join([f"## {title}", "", *(f"| {' | '.join(row)} |" for row in cells), ""])
-
-
-def versions() -> dict[str, str]:
-    names = ("ms_resume", "numpy", "mindspore", "torch", "safetensors", "torchsnapshot", "orbax-checkpoint")
-    found = {"python": platform.python_version(), "cores": str(os.cpu_count())}
-    for name in names:
-        with contextlib.suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
-
-
 def _alone(work: Callable[..., Any], *arguments: Any) -> Any:
     """In a process of its own: what the tools keep of one size is memory that the next one lacks. One that is killed
     for its memory is an error."""
@@ -246,30 +220,24 @@ def main() -> int:
     parser.add_argument("--report", type=Path, metavar="FILE", help="tables to FILE.md, all numbers to FILE.json")
     parser.add_argument("--no-training", action="store_true", help="leaves out what a save adds to training")
     arguments = parser.parse_args()
-    results: dict[str, Any] = {"versions": versions(), "saves": [], "training": []}
-    report = ["# Results of `make bench-save`", "", ", ".join(f"{k} {v}" for k, v in versions().items()) + ".", ""]
-    console = Console(width=130)
+    report = Report("bench-save", arguments.report, TOOLS)
+    report.results |= {"saves": [], "training": []}
     for text in arguments.sizes.split(","):
         size = int(text[:-1]) * UNITS[text[-1]]
         for tensors in map(int, arguments.tensors.split(",")):
             rounds = arguments.rounds or (9 if size <= ALL_AT_ONCE else 3)
             with tempfile.TemporaryDirectory(dir=arguments.directory) as top:
                 found = _alone(measure, size, tensors, rounds, Path(top), arguments.only)
-            title, rows = f"{size / 2**20:g} MiB in {tensors} tensors, {rounds} rounds", lines(size, found)
-            results["saves"].append({"bytes": size, "tensors": tensors, "rows": [asdict(m) for m in found]})
-            report.append(markdown(title, rows))
-            console.print(table(title, rows))
+            report.results["saves"].append({"bytes": size, "tensors": tensors, "rows": [asdict(m) for m in found]})
+            title = f"{size / 2**20:g} MiB in {tensors} tensors, {rounds} rounds"
+            report.table(title, HEADINGS, lines(size, found))
         if not arguments.no_training and size <= ALL_AT_ONCE:
             with tempfile.TemporaryDirectory(dir=arguments.directory) as top:
                 added = _alone(training, size, 4, 0.5 + size / 2**30, Path(top))
-            results["training"].append({"bytes": size, "added_s": added})
+            report.results["training"].append({"bytes": size, "added_s": added})
             said = ", ".join(f"{how} {seconds:.4f} s" for how, seconds in added.items())
-            report.append(f"Each save of {text} adds to the wall time of training: {said}.\n")
-            console.print(report[-1])
-        if arguments.report:
-            arguments.report.parent.mkdir(parents=True, exist_ok=True)
-            arguments.report.with_suffix(".json").write_text(json.dumps(results) + "\n")
-            arguments.report.with_suffix(".md").write_text("\n".join(report))
+            report.say(f"Each save of {text} adds to the wall time of training: {said}.")
+        report.write()
     return 0
 
 

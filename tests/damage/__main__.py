@@ -8,7 +8,6 @@ python -m damage --only ours --seed 3   one part
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
 
 from faults import telling
@@ -19,10 +18,8 @@ from damage import campaign
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m damage", description=__doc__.splitlines()[0])
-    telling.add_arguments(parser)
     parser.add_argument("--tree", default="", metavar="TEXT", help="only trees whose name contains this")
-    asked = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the directories of the cases go
+    asked = telling.parse(parser)
     plan = Plan(asked.share / 100, asked.seed, asked.jobs, scenario=asked.tree, case=asked.case)
     return telling.run("damage", campaign.run, campaign.PARTS, plan, asked)
 

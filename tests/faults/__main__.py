@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import signal
 import sys
 
 from faults import campaign, cases, shim, telling
@@ -18,14 +17,12 @@ from faults import campaign, cases, shim, telling
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m faults", description=__doc__.splitlines()[0])
-    telling.add_arguments(parser)
     parser.add_argument("--scenario", default="", metavar="TEXT", help="only scenarios whose name contains this")
     parser.add_argument("--impatient", action="store_true", help="end at the first failure")
     parser.add_argument("--calls", action="store_true", help="how many calls each scenario makes, as JSON")
-    asked = parser.parse_args()
+    asked = telling.parse(parser)
     if not shim.present():
         return _with_shim()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the directories of the cases go
     if asked.calls:
         with cases.open_room():
             print(json.dumps({str(scenario): cases.calls(scenario)[0] for scenario in campaign.every_scenario()}))

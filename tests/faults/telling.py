@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
@@ -14,13 +15,16 @@ from faults.campaign import Plan
 from faults.cases import Tally, open_room
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """What the command line asks for. From here on SIGTERM lets the directories of the cases go, too."""
     parser.add_argument("--share", type=float, default=100, metavar="PERCENT", help="how much of each part (100)")
     parser.add_argument("--seed", type=int, default=date.today().toordinal(), help="what is drawn (today's date)")
     parser.add_argument("--only", type=lambda text: text.split(","), metavar="PART,PART", help="some parts")
     parser.add_argument("--case", default="", metavar="TEXT", help="only cases whose name contains this")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes at once (one for each core)")
     parser.add_argument("--json", action="store_true", help="counts on standard output as JSON")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    return parser.parse_args()
 
 
 def run(
