@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
+
+from grpo_arithmetic import launching
 
 TOP = Path(__file__).parents[1]
 EXAMPLE = TOP / "examples/grpo_arithmetic"
@@ -15,10 +16,7 @@ CONFIG = EXAMPLE / "config_test.yaml"
 
 def environment(**more: str) -> dict[str, str]:
     """Quick to notice a dead rank, quiet, and on a port of its own."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    venv = str(Path(sys.executable).parents[1])
+    venv, port = str(Path(sys.executable).parents[1]), str(launching.free_port())
     fixed = {"VENV": venv, "CONFIG": str(CONFIG), "MASTER_PORT": port, "MS_NODE_TIMEOUT": "5", "GLOG_v": "3"}
     return {**os.environ, **fixed, **more}
 
