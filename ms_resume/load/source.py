@@ -31,9 +31,6 @@ _BATCH_BYTES = 4 << 20
 _MOST_NAMES = 256
 """And so many of them, so that many small ones are not one thread's work."""
 
-_MOST_STREAMS = 8
-"""Descriptors of one file."""
-
 _T = TypeVar("_T")
 
 
@@ -244,7 +241,7 @@ def _batches(tensors: Mapping[str, TensorInfo], names: Collection[str]) -> Itera
 def _streams(batches: Sequence[_T], count: int) -> list[Sequence[_T]]:
     """As many stretches of the file, each read by one descriptor from its begin to its end: read-ahead of the system
     follows a descriptor, and starts anew where one jumps."""
-    length = max(1, -(-len(batches) // min(count, _MOST_STREAMS)))
+    length = max(1, -(-len(batches) // count))
     return [batches[at : at + length] for at in range(0, len(batches), length)]
 
 

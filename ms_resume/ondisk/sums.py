@@ -24,6 +24,11 @@ OfTensor = Callable[[str], Sequence[Sink]]
 """What takes the bytes of the tensor of that name."""
 
 PIECE = 1 << 20
+
+MOST_THREADS = 8
+"""Of one process. A guess: eight ranks of a host then read by 64 threads, which is more than its disks need, and not by
+one for each of its 192 cores."""
+
 _own = threading.local()
 
 
@@ -32,11 +37,11 @@ class Stopped(Exception):
 
 
 class Threads:
-    """One for each core. Given to `feed` as a sink, `check` ends a thread at its next piece once there is no use in
-    it."""
+    """One for each core, at most `MOST_THREADS`. Given to `feed` as a sink, `check` ends a thread at its next piece
+    once there is no use in it."""
 
     def __init__(self) -> None:
-        self.count = len(os.sched_getaffinity(0))
+        self.count = min(MOST_THREADS, len(os.sched_getaffinity(0)))
         self.failure: BaseException | None = None
         self._pool = ThreadPoolExecutor(self.count, "ms_resume read")
         self._stopped = threading.Event()
