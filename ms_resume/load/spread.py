@@ -33,23 +33,41 @@ def read(
         Damaged: The file is shorter than its header says, or a digest does not hold; the tensor is named.
         MsResumeError: The file is right, but something else writes into that memory.
     """
-    digests = {}
+    digests: dict[str, str] = {}
     for run in _runs(header, memory):
-        if len(run) > 1:
-            _fill(file, header, run[0], 0, [memory[name] for name in run])
+        if len(run) == 1:
+            digests[run[0]] = _read_alone(file, header, run[0], memory[run[0]], told, sinks)
+        else:
+            digests |= _read_together(file, header, {name: memory[name] for name in run}, told, sinks)
         for name in run:
-            digest, view, into = xxhash.xxh3_128(), memory[name], sinks(name)
-            for at in range(0, len(view), sums.PIECE):
-                piece = view[at : at + sums.PIECE]
-                if len(run) == 1:
-                    _fill(file, header, name, at, [piece])
-                digest.update(piece)
-                for sink in into:
-                    sink(piece)
-                told(len(piece))
-            digests[name] = digest.hexdigest()
             _check(file, header, name, digests[name])
     return digests
+
+
+def _read_alone(
+    file: BinaryIO, header: payload.Header, name: str, view: memoryview, told: Progress, sinks: sums.OfTensor
+) -> str:
+    digest = xxhash.xxh3_128()
+    into = [digest.update, *sinks(name)]
+    for at in range(0, len(view), sums.PIECE):
+        piece = view[at : at + sums.PIECE]
+        _fill(file, header, name, at, [piece])
+        for sink in into:
+            sink(piece)
+        told(len(piece))
+    return digest.hexdigest()
+
+
+def _read_together(
+    file: BinaryIO, header: payload.Header, run: Mapping[str, memoryview], told: Progress, sinks: sums.OfTensor
+) -> dict[str, str]:
+    views = list(run.values())
+    _fill(file, header, next(iter(run)), 0, views)
+    for name, view in run.items():
+        for sink in sinks(name):
+            sink(view)
+    told(sum(map(len, views)))
+    return {name: payload.digest_of(view) for name, view in run.items()}
 
 
 def _runs(header: payload.Header, names: Iterable[str]) -> Iterator[list[str]]:
