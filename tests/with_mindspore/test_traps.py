@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import safetensors
 import safetensors.numpy
-from mindspore import Parameter, Tensor, nn
+from mindspore import Parameter, Tensor, nn, ops
 from test_nets import POSITION, Run, saved
 
 from ms_resume import load
@@ -197,6 +197,55 @@ def test_the_memory_of_a_parameter_is_what_training_uses() -> None:
             memory[:] = flipped
             assert net.read(name) == HostTensor(info.dtype, info.shape, memoryview(flipped))
             memory[:] = bytes(byte ^ 1 for byte in flipped)
+
+
+def net_of(parameter: Parameter) -> Net:
+    cell = nn.Cell()
+    cell.w = parameter
+    return Net(cell)
+
+
+def memory_of(net: Net) -> memoryview:
+    memory = net.memory("w")
+    assert memory is not None
+    return memory
+
+
+def test_to_ask_for_memory_waits_for_what_was_launched() -> None:
+    """Else an operator that has not yet run would write over what is loaded there."""
+    parameter = Parameter(Tensor(np.zeros(1 << 21, np.float32)), name="w")
+    net, value = net_of(parameter), Tensor(np.ones(1 << 21, np.float32))
+    for shift in range(3):
+        for _ in range(4):
+            value = ops.sin(ops.exp(value)) + shift
+        parameter.copy_(value)
+        asked = bytes(memory_of(net))
+
+        assert asked == value.asnumpy().tobytes()
+
+
+def test_memory_outlives_the_parameters_hold_of_it() -> None:
+    """Somebody gives the parameter another tensor while threads read: what they write harms nobody."""
+    parameter = Parameter(Tensor(np.full(1 << 20, 3, np.float32)), name="w")
+    memory = memory_of(net_of(parameter))
+    parameter.set_data(Tensor(np.full(1 << 20, 5, np.float32)))
+    others = [Tensor(np.full(1 << 20, 9, np.float32)) for _ in range(8)]
+    memory[:] = np.full(1 << 20, 7, np.float32).tobytes()
+
+    assert {float(held.asnumpy().max()) for held in (parameter, *others)} == {5.0, 9.0}
+
+
+def test_a_net_that_was_built_without_values(tmp_path: Path) -> None:
+    """Its parameters have no memory until they are loaded."""
+    path = tmp_path / "net.safetensors"
+    values = {"weight": np.arange(12, dtype=np.float32).reshape(4, 3), "bias": np.full(4, 2, np.float32)}
+    safetensors.numpy.save_file(values, path)
+    with nn.no_init_parameters():
+        net = nn.Dense(3, 4)
+    assert net.weight.has_init
+    load.place({"policy": Source(path)}, {"policy": Net(net)})
+
+    assert all(np.array_equal(getattr(net, name).asnumpy(), value) for name, value in values.items())
 
 
 def test_parameters_that_are_a_map_of_a_file(tmp_path: Path) -> None:
