@@ -388,6 +388,20 @@ def test_threads_have_ended_when_it_fails(tmp_path: Path) -> None:
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("ms_resume read")]
 
 
+def test_a_host_of_many_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of its ranks starts a few threads, not one for each core."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(192)))
+    all_at_work = threading.Barrier(sums.MOST_THREADS)
+
+    def work() -> int:
+        all_at_work.wait(60)
+        return threading.get_ident()
+
+    with sums.threads() as threads:
+        begun = [threads.submit(work) for _ in range(8 * sums.MOST_THREADS)]
+        assert len({part.result() for part in begun}) == threads.count == sums.MOST_THREADS
+
+
 def test_many_small_tensors(tmp_path: Path) -> None:
     """About 25 microseconds each on one core, measured; here with a margin for other work on the machine."""
     held = {f"layer.{n}.weight": np.full(64, n, np.float32) for n in range(4096)}
