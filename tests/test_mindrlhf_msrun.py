@@ -82,7 +82,7 @@ def test_one_of_two_ranks_is_asked_under_msrun(tmp_path: Path) -> None:
         directory.mkdir()
     knobs = {"MAIN": "main.py", "CONFIG": "config.yaml", "MODEL": "model", "SAVE_DIR": "save", "WORKERS": "2"}
     path = os.pathsep.join([str(TOP), str(HERE)])
-    environ = test_msrun.environment(**knobs, PYTHONPATH=path, MS_RESUME_WATCH_DIR=str(told))
+    environ = msrun_demo.environment(**knobs, PYTHONPATH=path, MS_RESUME_WATCH_DIR=str(told))
     script = [TOP / "launch" / "run_mindrlhf.sh"]
     ended = subprocess.run(script, env=environ, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=180)
     logs = "".join(log.read_text() for log in tmp_path.glob("save.logs/*/worker_*.log"))
