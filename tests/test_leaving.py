@@ -138,11 +138,14 @@ def test_the_grace_time(asked: Asked, tmp_path: Path) -> None:
 
 def test_a_run_that_is_over_has_no_grace_time(asked: Asked, tmp_path: Path) -> None:
     """It was asked in its last step, and evaluates now."""
-    asked.belongs_to(tmp_path, 0, Settings(grace_s=0.2))
+    asked.belongs_to(tmp_path, 0, Settings(grace_s=60))
     asked.hear(signal.SIGTERM)
+    timer = asked._timer
     asked.close()
-    time.sleep(0.4)
 
+    assert timer is not None
+    timer.join(20)
+    assert not timer.is_alive()
     assert asked.ends == []
 
 

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -125,13 +126,12 @@ def test_a_death_on_one_node_ends_the_attempt_on_all(cluster: Cluster):
     assert "taking attempt 3 over" in cluster.console(1)
     assert (cluster.save / "result").read_text() == repr([float(STEPS)] * 4)
     ended_on_1, ended_on_0 = (cluster.said(node, "attempt 1 failed")[0] for node in (1, 0))
-    assert _seconds(ended_on_0) - _seconds(ended_on_1) < 3
+    assert _seconds(ended_on_0) - _seconds(ended_on_1) < 15  # msrun would take 30
     assert not list(cluster.save.glob(".ms_resume*")) + list(cluster.top.glob(".ms_resume*"))
 
 
 def _seconds(text: str) -> float:
-    hours, minutes, seconds = text.partition("T")[2].rstrip("Z").split(":")
-    return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
+    return datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()
 
 
 def test_asked_on_one_node_all_save_and_leave(cluster: Cluster):
