@@ -148,9 +148,9 @@ def test_asked_on_one_node_all_save_and_leave(cluster: Cluster):
 
 @pytest.mark.parametrize(("asked", "deaths"), [(0, 1), (1, 1), (1, 2)])
 def test_asked_between_two_attempts(cluster: Cluster, asked: int, deaths: int):
-    """Whichever node is told, whatever it waits for: none waits for another. Started again, the run goes on."""
-    late = 40 if deaths == 1 else -1  # after one death node 0 is not ready, after two all back off
-    cluster.breaks(*({"attempt": n, "rank": 1, "at": late, "do": "kill"} for n in range(1, deaths + 1)))
+    """None waits for another, when node 0 is not ready (after one death) or all back off. Started again it goes on."""
+    deadly = {1: [(1, 1, 40)], 2: [(n, rank, -1) for n in (1, 2) for rank in (0, 1)]}[deaths]  # two without progress
+    cluster.breaks(*({"attempt": n, "rank": rank, "at": at, "do": "kill"} for n, rank, at in deadly))
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]

@@ -81,10 +81,10 @@ class Nodes:
         if self._asked():
             self._put(self._at / f"{self._plan.node}.left", {"token": secrets.token_hex(8)})
             return "asked to end between two attempts"
-        return f"{', '.join(self._leavers())}: asked to end between two attempts"
+        return f"{', '.join(f'node {node}' for node in self._leavers())}: asked to end between two attempts"
 
-    def _leavers(self) -> list[str]:
-        return [f"node {node}" for node, said in self._left().items() if said != self._earlier.get(node)]
+    def _leavers(self) -> list[int]:
+        return [node for node, said in self._left().items() if said != self._earlier.get(node)]
 
     def _left(self) -> dict[int, dict[str, Any]]:
         listed = self._listed("")
@@ -130,6 +130,8 @@ class Nodes:
                     hint="start the same line there, with its own --node; what keeps one from it is in its own log",
                 )
             self._compare(views)
+            if self.told():
+                return None
         finally:
             if token is not None:
                 atomic.remove(token)
@@ -191,7 +193,8 @@ class Nodes:
             return dict(event)
         patience = self._plan.join_s if event["then"] in ("done", "leave") else _OTHERS_END_S
         what = f"for the parts of nodes {self._others} to end"
-        self._wait(lambda: self._all(name, "end"), what, patience, asked_s=_OTHERS_END_S)
+        # A node may have left when it was ready, and not seen that it was to go.
+        self._wait(lambda: self._all(name, "end", without=self._leavers()), what, patience, asked_s=_OTHERS_END_S)
         parts = {node: files.document(self._at / name / f"{node}.end") for node in self._others}
         return merge(event, parts)
 
@@ -270,12 +273,13 @@ class Nodes:
         except FileNotFoundError:
             return set()
 
-    def _all(self, name: str, kind: str) -> dict[int, dict[str, Any]] | None:
-        if not {f"{node}.{kind}" for node in self._others} <= self._listed(name):
+    def _all(self, name: str, kind: str, without: Sequence[int] = ()) -> dict[int, dict[str, Any]] | None:
+        wanted = [node for node in self._others if node not in without]
+        if not {f"{node}.{kind}" for node in wanted} <= self._listed(name):
             return None
-        found = {node: files.document(self._at / name / f"{node}.{kind}") for node in self._others}
+        found = {node: files.document(self._at / name / f"{node}.{kind}") for node in wanted}
         there = {node: document for node, document in found.items() if document is not None}
-        return there if len(there) == len(self._others) else None
+        return there if len(there) == len(wanted) else None
 
     def _put(self, path: Path, content: Mapping[str, Any]) -> None:
         atomic.replace(path, json.dumps(content).encode(), f"node{self._plan.node}")
