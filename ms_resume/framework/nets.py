@@ -55,7 +55,7 @@ class Net:
             return None
         # Not from `asnumpy`: NumPy then parses in Python what the items are, which takes five times as long.
         buffer = (ctypes.c_ubyte * parameter.nbytes).from_address(address)
-        buffer.storage = parameter.untyped_storage()  # else `set_data` would free what this is a view of
+        buffer.storage = parameter.storage()  # else `set_data` would free what this is a view of
         return memoryview(buffer).cast("B")
 
     def address(self, name: str) -> int:
