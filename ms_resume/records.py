@@ -181,16 +181,22 @@ class Found:
 @dataclass(frozen=True)
 class Checkpoint:
     """A position that is whole: every rank, every role. `votes` are by rank, on a node's own disk those that
-    lie there; none of a foreign layout."""
+    lie there; of a layout without votes `found` are its files."""
 
     save: Path
     layout: str
     position: Position
     world_size: int
-    files: tuple[Found, ...]
+    found: tuple[Found, ...] = ()
     attempt: str | None = None
     votes: tuple[Vote, ...] = ()
     warnings: tuple[str, ...] = ()
+
+    @cached_property
+    def files(self) -> tuple[Found, ...]:
+        """By rank. Of what votes name they are made when somebody asks: there may be many thousands."""
+        named = (Found(vote.rank, file.role, self.save / file.path) for vote in self.votes for file in vote.files)
+        return self.found or tuple(named)
 
     def of_rank(self, rank: int) -> dict[str, Path]:
         """Role to path of one rank."""

@@ -65,7 +65,7 @@ def judge(
         layout=NAME,
         position=position,
         world_size=world_size,
-        files=found,
+        found=found,
         warnings=tuple(_warnings(survey, position, sources)),
     )
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from ms_resume.errors import Damaged
 from ms_resume.layouts.survey import MOST_LISTED, Survey
 from ms_resume.ondisk import abreast, names, payload, reading, votes
-from ms_resume.records import Checkpoint, Found, Payload, Position, Rejection, Vote, in_ranges
+from ms_resume.records import Checkpoint, Payload, Position, Rejection, Vote, in_ranges
 
 NAME = "ms_resume"
 
@@ -38,6 +38,7 @@ def has_part(survey: Survey, position: Position) -> bool:
     return not (survey.line.starts_from_stock(position) or _named_by_every_meta(survey, position))
 
 
+@abreast.uncollected()
 def judge(survey: Survey, position: Position) -> Checkpoint | Rejection:
     found, damaged = votes.read_all(names.vote_dir(survey.save, position))
     if not found:
@@ -53,15 +54,13 @@ def judge(survey: Survey, position: Position) -> Checkpoint | Rejection:
         return Rejection(position, "torn", reason, missing[:MOST_LISTED], attempt)
     if rejection := _check_files(survey.save, position, group):
         return replace(rejection, attempt=attempt)
-    counted = tuple(group[rank] for rank in sorted(group))
     return Checkpoint(
         save=survey.save,
         layout=NAME,
         position=position,
         world_size=world_size,
-        files=tuple(Found(vote.rank, file.role, survey.save / file.path) for vote in counted for file in vote.files),
         attempt=attempt,
-        votes=counted,
+        votes=tuple(group[rank] for rank in sorted(group)),
         warnings=_strangers(position, found, group),
     )
 
@@ -70,7 +69,7 @@ def is_live(survey: Survey, vote: Vote) -> bool:
     return survey.line.holds(vote.attempt, vote.position)
 
 
-def missing_file(save: Path, vote: Vote) -> tuple[str, str] | None:
+def missing_file(save: Path | str, vote: Vote) -> tuple[str, str] | None:
     """Kind and reason of the first file of a vote that is not there, or has another size."""
     return next((trouble for file in vote.files if (trouble := _check_file(save, file))), None)
 
@@ -145,8 +144,8 @@ def _largest_group(survey: Survey, found: Mapping[int, Vote]) -> tuple[tuple[str
 
 
 def _check_files(save: Path, position: Position, group: Mapping[int, Vote]) -> Rejection | None:
-    ranks = sorted(group)
-    troubles = abreast.each(lambda rank: missing_file(save, group[rank]), ranks, save)
+    ranks, top = sorted(group), str(save)
+    troubles = abreast.each(lambda rank: missing_file(top, group[rank]), ranks, save)
     for rank, trouble in zip(ranks, troubles, strict=True):
         if trouble:
             kind, reason = trouble
@@ -154,7 +153,7 @@ def _check_files(save: Path, position: Position, group: Mapping[int, Vote]) -> R
     return None
 
 
-def _check_file(save: Path, file: Payload) -> tuple[str, str] | None:
+def _check_file(save: Path | str, file: Payload) -> tuple[str, str] | None:
     try:
         size = reading.size(f"{save}/{file.path}")
     except (FileNotFoundError, NotADirectoryError):

@@ -188,7 +188,7 @@ def _held(
 
     def ends_of(place: tuple[str, int]) -> frozenset[str]:
         role, rank = place
-        return frozenset(reading.endings(f"{roots[role]}/rank_{rank}", names.payload_start(role, rank)))
+        return frozenset(reading.endings(f"{tops[role]}/rank_{rank}", names.payload_start(role, rank)))
 
     shared: dict[frozenset[str], Endings] = {}
     places = [(role, rank) for role in roots for rank in ranks[role]]
@@ -201,6 +201,8 @@ def _held(
 
 
 def _positions(held: Iterable[Endings]) -> frozenset[Position]:
+    tops = {role: str(root) for role, root in roots.items()}
+
     """Each shared entry is counted once."""
     return frozenset().union(*{id(endings): endings for endings in held}.values())
 

@@ -250,7 +250,7 @@ class _Wanted:
         files = tuple(file for file in found.files if file.role == self._role_in(found.layout))
         if len(files) < len({file.rank for file in found.files}):
             return Rejection(position, "weights only", f"saved without {self.role}", (), found.attempt)
-        return replace(found, files=files)
+        return replace(found, found=files)
 
     def _judged(self, position: Position) -> Checkpoint | Rejection:
         holding = self.holding

@@ -94,9 +94,10 @@ def endings(path: Path | str, start: str) -> list[str]:
     """What follows `start` in the names that begin with it, as `listed` gives them, but sooner: there are many."""
     if (fd := _open_dir(path, follow=False)) is None:
         return []
+    length = len(start)
     try:
         with os.scandir(fd) as entries:
-            return [name[len(start) :] for entry in entries if (name := entry.name).startswith(start)]
+            return [name[length:] for entry in entries if (name := entry.name).startswith(start)]
     except OSError as error:
         error.filename = os.fspath(path)
         raise

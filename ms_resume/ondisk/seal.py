@@ -50,7 +50,8 @@ class Alike:
     """
 
     def __init__(self) -> None:
-        self._before: dict[bytes, dict[str, Any]] = {}
+        self._parts: list[bytes] | list[None] = []
+        self._members: list[dict[str, Any]] = []
 
     def decode(self, content: bytes) -> Any:
         """As `seal.decode`. What two documents say alike may be one object: it must not be changed."""
@@ -58,13 +59,21 @@ class Alike:
         digest = payload.digest_of(body)
         if not body.startswith(_BEGIN + b'"') or end != digest.encode() + _END:
             return decode(content)
-        parts, before = body[len(_BEGIN) + 1 :].split(_NEXT), self._before
+        parts = body[len(_BEGIN) + 1 :].split(_NEXT)
+        if len(parts) != len(self._parts):
+            self._parts, self._members = [None] * len(parts), [{}] * len(parts)
         try:
-            members = {part: before.get(part) or reading.parse(b'{"' + part + b"}") for part in parts}
+            members = [
+                known if part == before else reading.parse(b'{"' + part + b"}")
+                for part, before, known in zip(parts, self._parts, self._members, strict=True)
+            ]
         except ValueError:
             return decode(content)
-        self._before = members
-        found = {key: value for part in parts for key, value in members[part].items()}
-        if KEY in found or len(found) < sum(len(members[part]) for part in parts):
+        self._parts, self._members = parts, members
+        found: dict[str, Any] = {}
+        for some in members:
+            found |= some
+        if KEY in found or len(found) < sum(map(len, members)):
             return decode(content)  # which says that it has a key twice
-        return found | {KEY: digest}
+        found[KEY] = digest
+        return found
