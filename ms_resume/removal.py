@@ -10,6 +10,7 @@ goes on from an older checkpoint because a newer one lay aside just then; `sweep
 
 from __future__ import annotations
 
+import contextlib
 import errno
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -78,9 +79,9 @@ def sweep(writer: Writer) -> int:
             assert_owner(writer)
             atomic.remove(found.path)
             removed += 1
-    for name in _listed(names.commits(writer.save)) if writer.leads else ():
-        if names.parse_retired(name):
-            atomic.remove_dir_if_empty(names.commits(writer.save) / name)
+    taken = [name for name in _listed(names.commits(writer.save)) if names.parse_retired(name)]
+    for name in taken if writer.leads else ():
+        atomic.remove_dir_if_empty(names.commits(writer.save) / name)
     return removed
 
 
@@ -130,16 +131,15 @@ def _not_older(path: Path, author: str) -> bool:
 
 def _asides(save: Path, rank: int | None = None) -> Iterator[_Aside]:
     """Of one rank or all: files taken singly, payloads before votes, and votes whose directory was taken."""
-    commits = [names.commits(save) / name for name in _listed(names.commits(save))]
+    commits = [names.commits(save) / name for name in _listed(names.commits(save)) if names.may_hold_votes(name)]
     for directory in (*_rank_dirs(save, rank), *commits):
-        for name in _listed(directory):
+        for name in sorted(name for name in _listed(directory) if names.parse_retired(name)):
             parsed = names.parse_retired(name)
             if parsed and (directory not in commits or _is_vote(parsed[0], rank)):
                 yield _Aside(directory / name, _home(directory) / parsed[0])
     for directory in filter(_was_taken, commits):
-        for name in _listed(directory):
-            if _is_vote(name, rank):
-                yield _Aside(directory / name, _home(directory) / name)
+        for name in sorted(name for name in _listed(directory) if _is_vote(name, rank)):
+            yield _Aside(directory / name, _home(directory) / name)
 
 
 def _rank_dirs(save: Path, rank: int | None) -> Iterator[Path]:
@@ -151,12 +151,10 @@ def _rank_dirs(save: Path, rank: int | None) -> Iterator[Path]:
             yield names.rank_dir(save, role, rank)
 
 
-def _listed(directory: Path) -> list[str]:
+def _listed(directory: Path) -> Iterator[str]:
     """Nothing behind a symbolic link: it may lead to another job's directory."""
-    try:
-        return list(reading.listed(directory))
-    except (Damaged, PermissionError):
-        return []
+    with contextlib.suppress(Damaged, PermissionError):
+        yield from reading.listed(directory)
 
 
 def _is_vote(name: str, rank: int | None) -> bool:

@@ -7,7 +7,7 @@ payloads, and only those whose header carries the attempt that the deleted vote 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from ms_resume import ownership, removal
 from ms_resume.errors import Damaged
 from ms_resume.layouts import ours
 from ms_resume.layouts.survey import Survey
-from ms_resume.ondisk import atomic, meta, names, payload, votes
+from ms_resume.ondisk import atomic, meta, names, payload, reading, votes
 from ms_resume.records import Checkpoint, Payload, Position, Rejection, Writer, ordinal_of
 
 NEVER_FEWER_THAN = 2
@@ -55,8 +55,8 @@ class Keep:
 
 
 def pinned(save: Path) -> set[Position]:
-    """The positions that somebody has asked to keep."""
-    return {p for path in _listing(names.pins(save)) if (p := names.parse_vote_dir(path.name))}
+    """The positions that somebody has asked to keep. Raises Damaged where nobody can tell: behind a symbolic link."""
+    return {p for name in reading.listed(names.pins(save)) if (p := names.parse_vote_dir(name))}
 
 
 def wanted(standing: Sequence[Standing], keep: Keep) -> set[Position]:
@@ -141,8 +141,8 @@ def leaving(writer: Writer, surveyed: Survey, gone: Collection[Position]) -> dic
 
 def ranks(surveyed: Survey) -> list[int]:
     """Every rank that has a directory, or a vote for a position that was taken out."""
-    votes_left = (path for directory in _deleted_dirs(surveyed.save) for path in _listing(directory))
-    voted = {rank for path in votes_left if (rank := names.parse_vote(path.name)) is not None}
+    listed = (name for directory in _deleted_dirs(surveyed.save) for name in reading.listed(directory))
+    voted = {rank for name in listed if (rank := names.parse_vote(name)) is not None}
     return sorted(voted.union(*surveyed.ranks.values()))
 
 
@@ -190,10 +190,11 @@ def sweep_temp_files(writer: Writer) -> int:
     """
     payloads = [names.rank_dir(writer.save, role, writer.rank) for role in names.DIRECTORIES]
     vote = f"rank_{writer.rank}.json"
-    found = [path for directory in payloads for path in _listing(directory)]
-    found += [path for d in _listing(names.commits(writer.save)) for path in sorted(d.glob(f".{vote}.*.part"))]
+    found = [path for directory in payloads for path in _listing(directory, names.parse_part)]
+    for directory in _listing(names.commits(writer.save), names.may_hold_votes):
+        found += [path for path in _listing(directory, names.parse_part) if path.name.startswith(f".{vote}.")]
     if writer.leads:
-        found += [*_listing(writer.save), *_listing(names.attempts(writer.save))]
+        found += [p for d in (writer.save, names.attempts(writer.save)) for p in _listing(d, names.parse_part)]
     removed = 0
     for path in found:
         parsed = names.parse_part(path.name)
@@ -241,7 +242,7 @@ def _retire(writer: Writer, surveyed: Survey, position: Position) -> None:
 
 
 def _deleted_dirs(save: Path) -> list[Path]:
-    return [path for path in _listing(names.commits(save)) if names.parse_deleted_dir(path.name)]
+    return _listing(names.commits(save), names.parse_deleted_dir)
 
 
 def _deleted_by(directory: Path) -> int:
@@ -261,9 +262,8 @@ def _own_payloads(writer: Writer, position: Position) -> set[str]:
 def _named_by_votes(writer: Writer, without: Collection[Position] = ()) -> set[str]:
     """Every file that a vote of this rank still names, live or not: a reference serves many positions."""
     named: set[str] = set()
-    for directory in _listing(names.commits(writer.save)):
-        position = names.parse_vote_dir(directory.name)
-        if position is not None and position not in without:
+    for directory in _listing(names.commits(writer.save), names.parse_vote_dir):
+        if names.parse_vote_dir(directory.name) not in without:
             named |= _files_of(directory / f"rank_{writer.rank}.json").keys()
     return named
 
@@ -289,8 +289,9 @@ def _proven(path: Path, named: Payload | None, deleted_by: int) -> bool:
     return mark.attempt == named.attempt if named else ordinal_of(mark.attempt) <= deleted_by
 
 
-def _listing(path: Path) -> list[Path]:
+def _listing(path: Path, parse: Callable[[str], object]) -> list[Path]:
+    """What has a name that `parse` knows; nothing behind a symbolic link."""
     try:
-        return sorted(path.iterdir())
-    except (FileNotFoundError, NotADirectoryError):
+        return sorted(path / name for name in reading.listed(path) if parse(name))
+    except Damaged:
         return []

@@ -29,6 +29,7 @@ from ms_resume.layouts import survey
 from ms_resume.load.source import Source
 from ms_resume.ondisk import ckpt, meta, names, payload, reading, seal, sums, votes
 from ms_resume.records import Checkpoint, Position, Rejection, TensorInfo
+from ms_resume.settings import Settings
 
 P = Position.parse
 Capture = pytest.CaptureFixture[str]
@@ -712,6 +713,46 @@ def test_junk_beside_everything(save: Path) -> None:
 
     assert found is not None
     assert peak < 200_000
+
+
+def test_junk_beside_a_run(save: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name that is none of ours is listed, and never looked at: by a start, a save, retention, or a look for pins."""
+    (save / "pins").mkdir()
+    (save / "pins" / "0_5").touch()
+    settings = Settings(keep_last=2, heartbeat_s=0)
+    seen: list[str] = []
+    for where in ("train/rank_0", "state/rank_1", "commits", "commits/1_0", "commits/attempts", "pins", "."):
+        for number in range(300):
+            (save / where / f"junk-{number}").touch()
+    for name in (*CALLS, "listdir"):
+        monkeypatch.setattr(os, name, _noted(getattr(os, name), seen))
+    ranks = tiny_run(save, epochs=3, resume=True, settings=settings).ok()
+    monkeypatch.undo()
+
+    assert [str(rank.start) for rank in ranks] == ["1_0"] * 2
+    left = {path.name for path in save.glob("commits/*_*") if names.parse_vote_dir(path.name)}
+    assert left == {"0_5", "2_5", "3_0"}
+    assert [path for path in seen if "junk-" in path] == []
+    assert len(seen) > 100
+    assert len([*save.glob("**/junk-*")]) == 7 * 300
+
+
+def _noted(real: Callable[..., Any], seen: list[str]) -> Callable[..., Any]:
+    def call(path: Any = ".", *args: Any, **kwargs: Any) -> Any:
+        seen.append(str(path))
+        return real(path, *args, **kwargs)
+
+    return call
+
+
+def test_pins_behind_a_link(save: Path, tmp_path: Path, capsys: Capture) -> None:
+    """Nobody can tell what is pinned: an error, and nothing is pruned."""
+    (tmp_path / "pins").mkdir()
+    (save / "pins").symlink_to(tmp_path / "pins")
+    for words in (("ls",), ("prune",)):
+        code, said = hostile.look(capsys, save, *words)
+
+        assert (code, "a symbolic link, expected a directory" in said) == (21, True)
 
 
 def test_damaged_votes_are_not_kept(save: Path) -> None:

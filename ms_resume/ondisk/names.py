@@ -151,6 +151,11 @@ def parse_deleted_dir(name: str) -> Position | None:
     return Position(int(match[1]), int(match[2])) if match else None
 
 
+def may_hold_votes(name: str) -> bool:
+    """Whether a directory in `commits` is a position's, taken out, or on its way."""
+    return any(parse(name) is not None for parse in (parse_vote_dir, parse_deleted_dir, parse_retired))
+
+
 def attempts(save: Path) -> Path:
     return commits(save) / "attempts"
 

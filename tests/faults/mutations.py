@@ -791,13 +791,13 @@ MUTANTS: list[Mutant] = [
         ),
         (
             "temp files of votes stay",
-            "    found += [path for d in _listing(names.commits(writer.save)) for path in sorted(d.glob(f\".{vote}.*.part\"))]\n",
-            "",
+            "        found += [path for path in _listing(directory, names.parse_part) if path.name.startswith(f\".{vote}.\")]\n",
+            "        pass\n",
             (_dying(SAVE),),
         ),
         (
             "temp files of records and of latest stay",
-            "        found += [*_listing(writer.save), *_listing(names.attempts(writer.save))]\n",
+            "        found += [p for d in (writer.save, names.attempts(writer.save)) for p in _listing(d, names.parse_part)]\n",
             "        pass\n",
             (_dying(START),),
         ),
