@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import struct
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -125,6 +127,56 @@ def _start(directory: Path, state: State) -> Made:
     yield load, lambda: {**weights, **moments}
 
 
+# -- what `ms-resume verify --deep` does
+
+
+@contextlib.contextmanager
+def _deep(directory: Path, state: State, *, reading_alone: bool = False) -> Made:
+    """Every byte of one payload against its digest, or read and dropped: by as many threads, in pieces as large.
+
+    Nothing is loaded, so there is nothing to compare; a byte that was changed is found before anything is timed.
+    """
+    from ms_resume import locate, verify
+    from ms_resume.ondisk import payload, sums
+
+    with checkpointing(directory / "save", State(state.once, {"m": np.zeros(1, np.float32)}, {})) as checkpointer:
+        checkpointer.save(0, 1)
+    found = locate.latest(directory / "save").checkpoint
+    assert found is not None  # it was saved just now
+    [vote] = found.votes
+    policy = next(file for file in vote.files if file.role == "policy")
+    checkpoint = replace(found, votes=(replace(vote, files=(policy,)),))
+    path = directory / "save" / policy.path
+
+    def check() -> None:
+        if verify.check(checkpoint, deep=True):
+            raise SystemExit(f"{path}: damaged")
+
+    def read() -> None:
+        stretch = 8 * sums.PIECE
+        with sums.threads() as threads, open(path, "rb", buffering=0) as file:
+            begins = range(0, policy.bytes, stretch)
+            for part in [threads.submit(sums.feed, file, at, min(stretch, policy.bytes - at), ()) for at in begins]:
+                if part.result():
+                    raise SystemExit(f"{path}: cut short")
+
+    at = payload.read_header(path).data_start
+    _flip(path, at)
+    if not verify.check(checkpoint, deep=True):
+        raise SystemExit(f"{path}: a deep check does not find what was changed")
+    _flip(path, at)
+    yield (read if reading_alone else check), dict
+
+
+def _flip(path: Path, at: int) -> None:
+    with open(path, "r+b") as file:
+        file.seek(at)
+        byte = file.read(1)[0]
+        file.seek(at)
+        file.write(bytes([byte ^ 1]))
+        os.fsync(file.fileno())  # a page that is not on disk yet stays in the cache, and would be read warm
+
+
 # -- MindSpore
 
 
@@ -209,6 +261,9 @@ def _orbax(directory: Path, state: State) -> Made:
 COPY = "safetensors + copy"
 """What a verified load is compared with."""
 
+READING, DEEP = "deep check: reading alone", "deep check"
+"""What a deep check is compared with, and what it is."""
+
 
 def rows() -> list[Row]:
     torch, snapshot, mindspore = ("torch",), ("torch", "torchsnapshot"), ("mindspore",)
@@ -220,6 +275,8 @@ def rows() -> list[Row]:
         Row("ms_resume, MindSpore net", mindspore, partial(_ours, into="net")),
         Row("ms_resume, staged", (), partial(_ours, staged=True)),
         Row("ms_resume, a whole start", (), _start),
+        Row(READING, (), partial(_deep, reading_alone=True)),
+        Row(DEEP, (), _deep),
         Row("MindSpore .ckpt", mindspore, partial(_mindspore, ending="ckpt")),
         Row("MindSpore .ckpt, CRC", mindspore, partial(_mindspore, ending="ckpt", crc_check=True)),
         Row("MindSpore safetensors", mindspore, partial(_mindspore, ending="safetensors")),

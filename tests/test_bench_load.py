@@ -32,7 +32,7 @@ def test_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     assert [len(row["cold"]) for row in results["rows"]] == [len(row["warm"]) for row in results["rows"]]
     assert [len(row["warm"]) for row in results["rows"]] == [2] * len(ROWS) + [0]
     shown = capsys.readouterr().out
-    for text in (*[row.name for row in ROWS], "no_such_tool is not installed"):
+    for text in (*[row.name for row in ROWS], "no_such_tool is not installed", "A deep check reads at"):
         assert text in shown
         assert text in report.with_suffix(".md").read_text()
 
