@@ -41,10 +41,14 @@ class Rewritten:
     kept: Path | None = None
 
 
-def restore(save: Path, position: Position, *, ref_dir: Path | None = None) -> Attempt | None:
+def restore(save: Path, position: Position, *, ref_dir: Path | None = None, is_local: bool = False) -> Attempt | None:
     """Brings an abandoned position back: the next resume goes on from it, and what is newer is abandoned instead.
 
     The new attempt record is this process's; when that has ended, the directory is free.
+
+    Args:
+        is_local: It is one node's own disk. A resume takes what is live on all of them: until each one's part was
+            restored that is what was live before and after, an older position.
 
     Returns:
         The record; None when a resume takes this position already, and at most a `meta.json` had to follow.
@@ -55,10 +59,10 @@ def restore(save: Path, position: Position, *, ref_dir: Path | None = None) -> A
         UsageError: It is live, and so is a newer one.
         DiskError: Without a record nothing was changed; with one it is restored, and running this again does the rest.
     """
-    after, surveyed = _enter(save, ref_dir)
+    after, surveyed = _enter(save, ref_dir, is_local)
     checkpoint = _whole(surveyed, locate.named(surveyed, position))
     opened = None
-    if _is_taken(surveyed, checkpoint, ref_dir):
+    if _is_taken(surveyed, checkpoint):
         _sync_records(surveyed)
     else:
         opened = _open(surveyed, checkpoint, after)
@@ -70,31 +74,35 @@ def restore(save: Path, position: Position, *, ref_dir: Path | None = None) -> A
     return opened
 
 
-def foreseen(save: Path, position: Position, *, ref_dir: Path | None = None) -> Survey:
+def foreseen(save: Path, position: Position, *, ref_dir: Path | None = None, is_local: bool = False) -> Survey:
     """The directory as `restore` would leave it, with what lies aside left there. Nothing is written; raises what
     `restore` raises before it writes."""
     ownership.check_free(save)
-    surveyed = survey.take(save, ref_dir)
+    surveyed = survey.take(save, ref_dir, is_local=is_local)
     checkpoint = _whole(surveyed, locate.named(surveyed, position))
-    if _is_taken(surveyed, checkpoint, ref_dir):
+    if _is_taken(surveyed, checkpoint):
         return surveyed
     origin = Origin(checkpoint.position, checkpoint.attempt)
     record = replace(_NOBODY, origin=origin, dead_stock=tuple(ownership.passed_stock(surveyed, origin)))
     return replace(surveyed, records=(*surveyed.records, record))
 
 
-def repair(save: Path, *, ref_dir: Path | None = None) -> list[Rewritten]:
+def repair(save: Path, *, ref_dir: Path | None = None, is_local: bool = False) -> list[Rewritten]:
     """Rewrites each `meta.json` that is broken, or names another checkpoint than the one that a resume takes.
 
     Of a stock checkpoint only broken ones: what stock code wrote whole is its own say.
+
+    Args:
+        is_local: It is one node's own disk: the newest of which its ranks have their part is named, as a save leaves
+            it. A resume that finds that other nodes lack theirs rewrites what it passes over.
 
     Raises:
         DirectoryInUse: A job is running there.
         NothingToResume: There is no whole checkpoint to name.
         DiskError: What was rewritten is whole; running this again does the rest.
     """
-    after, surveyed = _enter(save, ref_dir)
-    checkpoint = _to_name(save, ref_dir)
+    after, surveyed = _enter(save, ref_dir, is_local)
+    checkpoint = _to_name(surveyed)
     rewritten: list[Rewritten] = []
     for writer in _writers(checkpoint, _known(surveyed, after)):
         due = _due(writer, checkpoint)
@@ -103,18 +111,19 @@ def repair(save: Path, *, ref_dir: Path | None = None) -> list[Rewritten]:
     return rewritten
 
 
-def broken(save: Path, *, ref_dir: Path | None = None) -> list[Rewritten]:
+def broken(save: Path, *, ref_dir: Path | None = None, is_local: bool = False) -> list[Rewritten]:
     """What `repair` would rewrite, and how, with what lies aside left there. Nothing is written; raises what `repair`
     raises before it writes."""
     ownership.check_free(save)
-    checkpoint = _to_name(save, ref_dir)
+    checkpoint = _to_name(survey.take(save, ref_dir, is_local=is_local))
     return [entry for writer in _writers(checkpoint, _NOBODY) for entry in _due(writer, checkpoint).values()]
 
 
-def _to_name(save: Path, ref_dir: Path | None) -> Checkpoint:
+def _to_name(surveyed: Survey) -> Checkpoint:
     """What a resume takes, so that `meta.json` should name it."""
-    checkpoint = locate.latest(save, ref_dir=ref_dir, check=verify.headers).checkpoint
+    checkpoint = locate.newest(SaveDirectory(surveyed), check=verify.headers).checkpoint
     if checkpoint is None:
+        save = surveyed.save
         raise NothingToResume(
             f"{save}: no whole checkpoint that {names.META} could name", hint=f"`ms-resume ls {save}` has why"
         )
@@ -150,7 +159,7 @@ def prune(save: Path, keep: Keep) -> list[Position]:
         DirectoryInUse: A job is running there, or has started meanwhile; it finds a position whole or gone.
         DiskError: Running this again does the rest.
     """
-    after, surveyed = _enter(save, None)
+    after, surveyed = _enter(save)
     attempt = _known(surveyed, after)
     first = Writer(save, attempt, 0, attempt.world_size)
     keep = _with_sound(surveyed, keep)
@@ -172,11 +181,11 @@ def _with_sound(surveyed: Survey, keep: Keep) -> Keep:
     return replace(keep, always=frozenset(islice(sound, retention.NEVER_FEWER_THAN)))
 
 
-def _enter(save: Path, ref_dir: Path | None) -> tuple[int, Survey]:
+def _enter(save: Path, ref_dir: Path | None = None, is_local: bool = False) -> tuple[int, Survey]:
     """As a start does: the directory must be free; what a worker that was killed held in its hands goes back first."""
     after = ownership.check_free(save)
     removal.put_back(save)
-    return after, survey.take(save, ref_dir)
+    return after, survey.take(save, ref_dir, is_local=is_local)
 
 
 def _whole(surveyed: Survey, position: Position) -> Checkpoint:
@@ -198,13 +207,13 @@ def _judge_as_if_live(surveyed: Survey, rejected: Rejection) -> Checkpoint | Rej
         found, _ = votes.read_all(names.vote_dir(surveyed.save, position))
         if not found:
             return rejected  # of ours without a vote: a record must not make stock's of it
-        attempt = found[min(found)].attempt  # rank 0 has a part in every complete group
+        attempt = found[min(found)].attempt  # a disk's first rank has a part in every complete group
     restored = replace(_NOBODY, origin=Origin(position, attempt))
     return layouts.judge(replace(surveyed, records=(*surveyed.records, restored)), position)
 
 
-def _is_taken(surveyed: Survey, checkpoint: Checkpoint, ref_dir: Path | None) -> bool:
-    taken = locate.latest(surveyed.save, ref_dir=ref_dir, check=verify.headers).checkpoint
+def _is_taken(surveyed: Survey, checkpoint: Checkpoint) -> bool:
+    taken = locate.newest(SaveDirectory(surveyed), check=verify.headers).checkpoint
     same = taken is not None and (taken.position, taken.attempt) == (checkpoint.position, checkpoint.attempt)
     if not same and isinstance(layouts.judge(surveyed, checkpoint.position), Checkpoint):
         raise UsageError(
@@ -232,7 +241,8 @@ def _sync_records(surveyed: Survey) -> None:
 
 
 def _writers(checkpoint: Checkpoint, attempt: Attempt) -> list[Writer]:
-    return [Writer(checkpoint.save, attempt, rank, checkpoint.world_size) for rank in range(checkpoint.world_size)]
+    ranks = sorted({file.rank for file in checkpoint.files})  # on a node's own disk these are not all
+    return [Writer(checkpoint.save, attempt, rank, checkpoint.world_size) for rank in ranks]
 
 
 def _due(writer: Writer, checkpoint: Checkpoint) -> dict[str, Rewritten]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import stock_trees
-from command import call
+from command import act, call
 from runs import Outcome, ThreadGroup, TinyRank, run_ranks
 
 import ms_resume
@@ -119,6 +120,44 @@ def test_a_node_that_is_new(tmp_path: Path) -> None:
     assert [rank.start for rank in run(tmp_path, resume=True, allow_fresh_start=True).ok()] == [P("0_0")] * 3
 
 
+def test_a_first_save_that_was_cut_short(tmp_path: Path) -> None:
+    """Rank 2 did not vote: nothing was ever whole, and a resume begins anew, as on a shared disk."""
+    run(tmp_path, 2).ok()
+    names.vote(save_of(tmp_path, 2), P("0_2"), 2).unlink()
+    again = run(tmp_path, 4, resume=True).ok()
+
+    assert [rank.start for rank in again] == [P("0_0")] * 3
+    assert [rank.start for rank in run(tmp_path, resume=True).ok()] == [P("0_4")] * 3
+
+
+def _loses_a_file(top: Path) -> None:
+    names.payload(save_of(top, 2), "optimizer", 2, P("0_2")).unlink()
+
+
+def _loses_a_record(top: Path) -> None:
+    names.vote(save_of(top, 2), P("0_2"), 2).unlink()
+    names.attempt_record(save_of(top, 2), 1).unlink()
+
+
+def _is_damaged(top: Path) -> None:
+    names.vote(save_of(top, 2), P("0_2"), 2).unlink()
+    names.vote(save_of(top, 0), P("0_2"), 0).write_bytes(b"{")
+
+
+def _went_on(top: Path) -> None:
+    run(top, resume=True).ok()
+    names.vote(save_of(top, 2), P("0_2"), 2).unlink()
+
+
+@pytest.mark.parametrize("happened", [_loses_a_file, _loses_a_record, _is_damaged, _went_on])
+def test_what_may_have_been_whole(happened: Callable[[Path], object], tmp_path: Path) -> None:
+    """All ranks voted, or nobody can tell, or a start went on from it: exit 10, and not a fresh start."""
+    run(tmp_path, 2).ok()
+    happened(tmp_path)
+
+    assert isinstance(error_of(run(tmp_path, resume=True)), NothingToResume)
+
+
 def test_nothing_anywhere(tmp_path: Path) -> None:
     """A first start with --resume_training."""
     assert [rank.start for rank in run(tmp_path, 2, resume=True).ok()] == [P("0_0")] * 3
@@ -224,6 +263,119 @@ def test_the_commands_look_at_one_disk(tmp_path: Path, capsys: pytest.CaptureFix
     assert (located.code, located.json["position"], located.json["world_size"]) == (0, [0, 4], 3)
     assert {file["rank"] for file in located.json["files"]} == {0, 1}
     assert call(capsys, "verify", save, "--storage", "local", "--all", "--deep").code == 0
+
+
+def test_what_a_rank_of_this_disk_lacks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is not on another node's disk: rank 1 has files here, and no vote at 0_4."""
+    run(tmp_path, 2, 4).ok()
+    save = save_of(tmp_path, 1)
+    names.vote(save, P("0_4"), 1).unlink()
+    located = call(capsys, "locate", save, "--storage", "local", "--json")
+
+    assert located.json["position"] == [0, 2]
+    assert [entry["ranks"] for entry in located.json["rejected"]] == [[1]]
+
+
+def test_repair(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each disk for itself, rank 2's as well as that of rank 0; by default such a disk has nothing to name."""
+    run(tmp_path, 2, 4).ok()
+    for node, rank in (("a", 1), ("b", 2)):
+        save = tmp_path / node / "save"
+        path = names.rank_dir(save, "policy", rank) / names.META
+        whole = path.read_bytes()
+        path.write_bytes(b'{"last_ep')
+        refused = call(capsys, "repair", save)
+        dry = call(capsys, "repair", save, "--storage", "local", "--dry-run", "--json")
+        done = act(capsys, "repair", save, "--storage", "local", "--json")
+
+        assert refused.code == 10
+        assert [entry["path"] for entry in dry.json["files"]] == [str(path)]
+        assert [entry["path"] for entry in done.json["files"]] == [str(path)]
+        assert path.read_bytes() == whole
+        assert "as it should be" in act(capsys, "repair", save, "--storage", "local").out
+
+
+def test_a_pin_keeps_a_part(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Pinned on both disks 0_2 stays whole; unpinned on one, its part there goes, and it is said beforehand."""
+    run(tmp_path, 2, 4, 6).ok()
+    pinned = [act(capsys, "pin", tmp_path / node / "save", "0_2", "--storage", "local") for node in "ab"]
+    run(tmp_path, 8, 10, resume=True, keep_last=2).ok()
+    kept = [names.vote(save_of(tmp_path, rank), P("0_2"), rank).exists() for rank in NODE_OF]
+    freed = act(capsys, "unpin", tmp_path / "b" / "save", "0_2", "--storage", "local")
+    run(tmp_path, 12, resume=True, keep_last=2).ok()
+
+    assert [(called.code, "warning" in called.err) for called in pinned] == [(0, False)] * 2
+    for called in (*pinned, freed):
+        assert "one node's disk: type the same on each node" in called.err
+    assert kept == [True] * 3
+    assert [names.vote(save_of(tmp_path, rank), P("0_2"), rank).exists() for rank in NODE_OF] == [True, True, False]
+
+
+def test_restore_on_each_disk(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What was left behind comes back bit for bit once it was typed on both; before, the common past is gone on from,
+    and what is restored afterwards still comes."""
+    left = state(run(tmp_path, 2, 4, 6).ok())
+    run(tmp_path, 3, resume=True, position=P("0_2")).ok()
+    words = ("0_6", "--storage", "local")
+    a, b = (tmp_path / node / "save" for node in "ab")
+    dry = call(capsys, "restore", b, *words, "--dry-run", "--json")
+    first = act(capsys, "restore", a, *words)
+    between = shutil.copytree(tmp_path, tmp_path / "between", ignore=shutil.ignore_patterns("between"))
+    second = act(capsys, "restore", b, *words, "--json")
+
+    assert act(capsys, "restore", a, "0_4").code == 20
+    assert (first.code, "a resume takes 0_6 from now on" in first.out) == (0, True)
+    assert "type the same on each node" in first.err
+    changes = {"restored": [[0, 6], [0, 4]], "abandoned": [[0, 3]]}
+    assert changes.items() <= dry.json.items()
+    assert changes.items() <= second.json.items()
+    assert [rank.start for rank in run(between, resume=True).ok()] == [P("0_2")] * 3
+    for node in "ab":
+        act(capsys, "restore", between / node / "save", *words)
+    for top in (tmp_path, between):
+        again = run(top, resume=True).ok()
+        assert [rank.start for rank in again] == [P("0_6")] * 3
+        assert same(state(again), left)
+
+
+def test_restore_of_what_another_disk_lacks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A dry run on that one says so; where it was typed on the other one nevertheless, the common past is safe."""
+    run(tmp_path, 2, 4).ok()
+    run(tmp_path, 3, resume=True, position=P("0_2")).ok()
+    names.payload(save_of(tmp_path, 2), "optimizer", 2, P("0_4")).unlink()
+    words = ("0_4", "--storage", "local")
+    dry = call(capsys, "restore", tmp_path / "b" / "save", *words, "--dry-run")
+    act(capsys, "restore", tmp_path / "a" / "save", *words)
+
+    assert (dry.code, "missing, the vote names it" in dry.err) == (20, True)
+    assert [rank.start for rank in run(tmp_path, resume=True).ok()] == [P("0_2")] * 3
+
+
+@pytest.mark.parametrize("words", [(), ("--yes",)])
+def test_prune_is_refused(words: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One disk does not show what is whole on all: here 0_2 alone is, and by disk a's own files it would go."""
+    run(tmp_path, 2, 4, 6).ok()
+    for step in (4, 6):
+        names.vote(save_of(tmp_path, 2), Position(0, step), 2).unlink()
+    a = tmp_path / "a" / "save"
+    refused = call(capsys, "prune", a, "--keep-last", "2", "--storage", "local", *words)
+    nothing = call(capsys, "prune", a, "--keep-last", "2", *words)
+
+    assert (refused.code, "MS_RESUME_STORAGE=local and MS_RESUME_KEEP_LAST=N" in refused.err) == (2, True)
+    assert (nothing.code, "nothing to prune" in nothing.out) == (0, True)
+    assert [rank.start for rank in run(tmp_path, resume=True).ok()] == [P("0_2")] * 3
+
+
+def test_stock_commands_on_one_disk(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Stock's files carry no number of ranks: those that have a file are looked at."""
+    for rank in NODE_OF:
+        stock_trees.healthy(save_of(tmp_path, rank), (0, 2), (0, 4), ranks=[rank])
+    b = tmp_path / "b" / "save"
+    stock_trees.set_meta(b, "policy", 2, b"")
+
+    assert call(capsys, "locate", b).code == 10
+    assert call(capsys, "locate", b, "--storage", "local", "--json").json["position"] == [0, 4]
+    assert act(capsys, "repair", b, "--storage", "local").out.endswith("1 file rewritten\n")
 
 
 def test_replicas_cannot_share(tmp_path: Path) -> None:

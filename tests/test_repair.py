@@ -287,7 +287,7 @@ def test_a_job_that_starts_in_between_wins(
     save: Path, act: Callable[[Path], object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The directory was free when it was asked for, and is not when it is written."""
-    real, path = locate.latest, names.rank_dir(save, "policy", 0) / names.META
+    real, path = locate.newest, names.rank_dir(save, "policy", 0) / names.META
     before: dict[str, bytes] = {}
 
     def slowly(*args: Any, **named: Any) -> Any:
@@ -297,7 +297,7 @@ def test_a_job_that_starts_in_between_wins(
         before.update(savers.files(save))
         return real(*args, **named)
 
-    monkeypatch.setattr(locate, "latest", slowly)
+    monkeypatch.setattr(locate, "newest", slowly)
     with pytest.raises(DirectoryInUse):
         act(save)
 

@@ -30,6 +30,10 @@ def add_kinds(parser: argparse.ArgumentParser) -> None:
     """How what is in SAVE is to be looked at."""
     known = ", ".join(layouts.NAMES)
     parser.add_argument("--layout", choices=layouts.NAMES, metavar="NAME", help=f"how it lies there: {known}")
+    add_storage(parser)
+
+
+def add_storage(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--storage",
         choices=("shared", "local"),
@@ -56,16 +60,26 @@ def find(text: str) -> Path:
 
 def holding(args: argparse.Namespace) -> Holding:
     """What lies in the SAVE of a command line, by looking, or as `--layout` says."""
-    is_local = args.storage == "local"
-    return layouts.find(find(args.save), ref_dir=optional(args.ref_dir), layout=args.layout, is_local=is_local)
+    ref_dir = optional(args.ref_dir)
+    return layouts.find(find(args.save), ref_dir=ref_dir, layout=args.layout, is_local=is_local(args))
 
 
 def take(args: argparse.Namespace) -> Survey:
     """What lies in the SAVE of a command that wants something to be there. Raises where there is no checkpoint."""
-    surveyed = survey.take(find(args.save), optional(args.ref_dir))
+    surveyed = survey.take(find(args.save), optional(args.ref_dir), is_local=is_local(args))
     if not surveyed.positions:
         raise nothing(surveyed.save, ())
     return surveyed
+
+
+def is_local(args: argparse.Namespace) -> bool:
+    return bool(args.storage == "local")
+
+
+def tell_each_node(args: argparse.Namespace, why: str) -> None:
+    """What changed one node's own disk is half of something."""
+    if is_local(args):
+        print(f"ms-resume: this is one node's disk: type the same on each node, {why}", file=sys.stderr)
 
 
 def optional(text: str | None) -> Path | None:

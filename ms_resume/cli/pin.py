@@ -4,7 +4,8 @@
     save: 0_5 is pinned
 
 A running job heeds it from its next save on. A pin does not bring an abandoned position back, nor does it keep one from
-a save at the same position. It is an empty file, SAVE/pins/E_S.
+a save at the same position. It is an empty file, SAVE/pins/E_S. On node-local disks (--storage local) it keeps this
+node's part: type it on each node.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from ms_resume.records import Position, Rejection
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     directory.add_arguments(parser)
     directory.add_position(parser)
+    directory.add_storage(parser)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -31,7 +33,7 @@ def run(args: argparse.Namespace) -> None:
     new = position not in retention.pinned(save)
     atomic.make_dirs(names.pins(save))
     atomic.make_empty(names.pins(save) / str(position))
-    now = survey.take(save, directory.optional(args.ref_dir))
+    now = survey.take(save, directory.optional(args.ref_dir), is_local=directory.is_local(args))
     judged = layouts.judge(now, position)
     if isinstance(judged, Rejection):
         if position in now.deleted - now.voted:  # maybe just now, by a job that had looked for pins before
@@ -39,6 +41,7 @@ def run(args: argparse.Namespace) -> None:
             raise locate.refusal(save, judged)
         tables.warn([f"{position} is {judged.kind}: {judged.reason}"])
     report(args, save, position, f"{position} is pinned" + ("" if new else " already"), changed=new)
+    directory.tell_each_node(args, "or the other nodes' retention takes their part of it")
 
 
 def report(args: argparse.Namespace, save: Path, position: Position, said: str, *, changed: bool) -> None:

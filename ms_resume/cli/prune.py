@@ -11,6 +11,7 @@
 Rules are those of a running job: MS_RESUME_KEEP_LAST (or --keep-last), MS_RESUME_KEEP_EVERY and MS_RESUME_KEEP_BEST,
 never fewer than two, no pinned one, nothing of stock code's. --yes is refused with exit code 61 while a job owns the
 directory. The newest two that a resume can take stay, whatever the rules say; bytes are not read: `verify --deep`.
+With --storage local it is refused: from one node's disk nobody can tell what is whole on all.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from typing import Any
 
 from ms_resume import repair, retention, settings
 from ms_resume.cli import directory, tables
+from ms_resume.errors import UsageError
 from ms_resume.records import Position
 from ms_resume.retention import Keep, Standing
 
@@ -44,12 +46,19 @@ class Row:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     directory.add_arguments(parser)
+    directory.add_storage(parser)
     parser.add_argument("--keep-last", metavar="N", type=int, help="complete ones that stay; 1 means 2, 0 all")
     parser.add_argument("--yes", action="store_true", help="remove what the plan shows")
 
 
 def run(args: argparse.Namespace) -> None:
     save = directory.take(args).save
+    if directory.is_local(args):
+        raise UsageError(
+            f"{save}: one node's disk does not show what is whole on all nodes, the only whole one might go",
+            hint="a job knows it from all ranks: started with MS_RESUME_STORAGE=local and MS_RESUME_KEEP_LAST=N it "
+            "prunes the disks of all nodes as it begins, and after each save",
+        )
     chosen = settings.from_environment(**({} if args.keep_last is None else {"keep_last": args.keep_last}))
     keep = Keep(chosen.keep_last, chosen.keep_every, chosen.keep_best)
     rows = list_rows(save, keep)

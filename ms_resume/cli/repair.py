@@ -7,6 +7,7 @@
     1 file would be rewritten; nothing was written
 
 A broken one is kept beside it as meta.json.broken-N. In a directory of stock code's only broken ones are rewritten.
+On one node's own disk (--storage local) the newest is named of which this node's ranks have their part.
 Exit code 61 while a job owns the directory, 10 where there is no whole checkpoint to name.
 """
 
@@ -27,13 +28,14 @@ _TEXT_SHOWN = 200
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     directory.add_arguments(parser)
+    directory.add_storage(parser)
     parser.add_argument("--dry-run", action="store_true", help="show what each file says and would say; write nothing")
 
 
 def run(args: argparse.Namespace) -> None:
     surveyed = directory.take(args)
     act = repair.broken if args.dry_run else repair.repair
-    files = act(surveyed.save, ref_dir=directory.optional(args.ref_dir))
+    files = act(surveyed.save, ref_dir=directory.optional(args.ref_dir), is_local=directory.is_local(args))
     if args.json:
         document = {"save": str(surveyed.save), "dry_run": args.dry_run, "files": list(map(to_json, files))}
         print(json.dumps(document))

@@ -7,6 +7,9 @@
 
 It writes one attempt record, as a start does, and meta.json; no checkpoint is moved or removed. --dry-run shows what
 would be. Exit code 61 while a job owns the directory; 10, 20 or 21 where the position is not there, torn, or damaged.
+
+On node-local disks type it on each node with --storage local, first with --dry-run: a resume takes what is live on all
+of them, and before the last one was restored it would go back to an older position.
 """
 
 from __future__ import annotations
@@ -24,16 +27,18 @@ from ms_resume.records import Checkpoint, Position
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     directory.add_arguments(parser)
     directory.add_position(parser)
+    directory.add_storage(parser)
     parser.add_argument("--dry-run", action="store_true", help="show what would be brought back; write nothing")
 
 
 def run(args: argparse.Namespace) -> None:
     now, ref_dir, opened = directory.take(args), directory.optional(args.ref_dir), None
+    is_local = directory.is_local(args)
     if args.dry_run:
-        then = repair.foreseen(now.save, args.position, ref_dir=ref_dir)
+        then = repair.foreseen(now.save, args.position, ref_dir=ref_dir, is_local=is_local)
     else:
-        opened = repair.restore(now.save, args.position, ref_dir=ref_dir)
-        then = survey.take(now.save, ref_dir)
+        opened = repair.restore(now.save, args.position, ref_dir=ref_dir, is_local=is_local)
+        then = survey.take(now.save, ref_dir, is_local=is_local)
     before, after = _live(now), _live(then)
     document = {
         "save": str(now.save),
@@ -43,6 +48,7 @@ def run(args: argparse.Namespace) -> None:
         "restored": [position.to_json() for position in sorted(after - before, reverse=True)],
         "abandoned": [position.to_json() for position in sorted(before - after, reverse=True)],
     }
+    directory.tell_each_node(args, "or a resume goes back to what was live before and after on all of them")
     if args.json:
         print(json.dumps(document))
         return

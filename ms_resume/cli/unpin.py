@@ -29,3 +29,4 @@ def run(args: argparse.Namespace) -> None:
         raise UsageError(f"{save}: {position} is not pinned, {others}", hint=f"`ms-resume ls {save}` marks what is")
     atomic.remove(names.pins(save) / str(position))
     pin.report(args, save, position, f"{position} is not pinned any more", changed=True)
+    directory.tell_each_node(args, "or the others keep their part of it")

@@ -11,7 +11,7 @@ counts by its votes alone.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Protocol
@@ -143,9 +143,7 @@ def find(save: Path, *, ref_dir: Path | None = None, layout: str | None = None, 
         UsageError: It is no directory, or two layouts fit.
         Damaged: An attempt record cannot be read.
     """
-    surveyed = survey.take(save, ref_dir)
-    if is_local:
-        surveyed = replace(surveyed, elsewhere=None)
+    surveyed = survey.take(save, ref_dir, is_local=is_local)
     chosen = [other for other in FOREIGN if layout == other.NAME]
     if layout is not None:
         return chosen[0].take(save) if chosen else SaveDirectory(surveyed)

@@ -45,7 +45,7 @@ def judge(
     if survey.line.dead_stock_at(survey.save, position):
         return Rejection(position, "abandoned", f"attempt {survey.records[-1].attempt} went back past it")
     world_size = max((ranks[-1] for ranks in survey.ranks.values() if ranks), default=-1) + 1
-    ranks = only or range(world_size)
+    ranks = only or (sorted(survey.here) if survey.elsewhere is None else range(world_size))
     trained = [role for role in _TRAINED if role in roles]
     for role in trained:
         if missing := survey.payloads.without(position, role, ranks):

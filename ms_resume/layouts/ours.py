@@ -17,6 +17,7 @@ from ms_resume.ondisk import abreast, names, payload, reading, votes
 from ms_resume.records import Checkpoint, Payload, Position, Rejection, Vote, in_ranges
 
 NAME = "ms_resume"
+_UNKNOWN = "unknown"
 
 
 def claims(survey: Survey, position: Position) -> bool:
@@ -48,8 +49,8 @@ def judge(survey: Survey, position: Position) -> Checkpoint | Rejection:
     (attempt, world_size), group = _largest_group(survey, found)
     if not survey.line.holds(attempt, position):
         return Rejection(position, "abandoned", _why_abandoned(survey, attempt), (), attempt)
-    missing = tuple(rank for rank in range(world_size) if rank not in group)
-    if missing and not survey.is_elsewhere(position):
+    absent = (rank for rank in range(world_size) if rank not in group)
+    if missing := tuple(rank for rank in absent if not survey.is_elsewhere(position, rank)):
         reason = _missing(missing, world_size, attempt, damaged)
         return Rejection(position, "torn", reason, missing[:MOST_LISTED], attempt)
     if rejection := _check_files(survey.save, position, group):
@@ -80,8 +81,14 @@ def never_whole(survey: Survey, position: Position) -> bool:
     groups = _groups(found)
     whole = any(len(group) == world_size for (_, world_size), group in groups.items())
     known = {record.attempt for record in survey.records}
-    writers = {attempt for attempt, _ in groups} | set(_marked_by(survey, position))
-    return not whole and not damaged and writers <= known
+    return not whole and not damaged and writers(survey, position) <= known
+
+
+def writers(survey: Survey, position: Position) -> set[str]:
+    """The attempts that voted or wrote a payload there; `unknown` stands for what cannot be read."""
+    found, damaged = votes.read_all(names.vote_dir(survey.save, position))
+    unread = {_UNKNOWN} if damaged else set()
+    return {vote.attempt for vote in found.values()} | set(_marked_by(survey, position)) | unread
 
 
 def has_mark(path: Path) -> bool:
@@ -121,7 +128,7 @@ def _marked_by(survey: Survey, position: Position) -> Iterator[str]:
             mark = payload.read_header(path).mark
         except (Damaged, OSError):
             mark = None
-        yield mark.attempt if mark else "unknown"
+        yield mark.attempt if mark else _UNKNOWN
 
 
 def _groups(found: Mapping[int, Vote]) -> dict[tuple[str, int], dict[int, Vote]]:

@@ -86,6 +86,10 @@ class Payloads(Mapping[Position, Files]):
             self._everywhere[key] = sorted(set.intersection(*map(set, held.values()))) if held else []
         return self._everywhere[key]
 
+    def ranks(self) -> frozenset[int]:
+        """Those that have one."""
+        return frozenset(rank for (_, rank), endings in self._held.items() if endings)
+
     def below(self, directory: Path) -> Collection[Position]:
         """The positions that have a payload below `directory`."""
         roles = {role for role, root in self._roots.items() if root.is_relative_to(directory)}
@@ -116,7 +120,8 @@ class Survey:
     has_commits: bool
     steps_per_epoch: int | None = None
     elsewhere: Collection[Position] | None = frozenset()
-    """Positions whose votes that are not here are known to be on other nodes' disks; None for all of them."""
+    """Positions whose votes that are not here are known to be on other nodes' disks. None where nobody can tell: all
+    votes of ranks that have no payload here count as cast."""
 
     _said: dict[tuple[str, int], Meta] = field(default_factory=dict, repr=False, compare=False)
 
@@ -126,8 +131,14 @@ class Survey:
             self._said[role, rank] = meta.read(names.rank_dir(self.save, role, rank))
         return self._said[role, rank]
 
-    def is_elsewhere(self, position: Position) -> bool:
-        return self.elsewhere is None or position in self.elsewhere
+    def is_elsewhere(self, position: Position, rank: int) -> bool:
+        """Whether the vote of a rank, which is not here, counts as cast on another node's disk."""
+        return rank not in self.here if self.elsewhere is None else position in self.elsewhere
+
+    @cached_property
+    def here(self) -> frozenset[int]:
+        """The ranks that have a payload, of whatever position."""
+        return self.payloads.ranks()
 
     @cached_property
     def line(self) -> attempts.Line:
@@ -146,12 +157,15 @@ class Survey:
 
 
 @abreast.uncollected()
-def take(save: Path, ref_dir: Path | None = None, steps_per_epoch: int | None = None) -> Survey:
+def take(
+    save: Path, ref_dir: Path | None = None, steps_per_epoch: int | None = None, *, is_local: bool = False
+) -> Survey:
     """Lists `save`.
 
     Args:
         ref_dir: Where a stock job keeps its reference, if not in `<save>/ref`.
         steps_per_epoch: For reading stock code's final position; looked up in the newest vote when not given.
+        is_local: It is one node's own disk, looked at without the others.
 
     Raises:
         UsageError: `save` is not a directory.
@@ -173,6 +187,7 @@ def take(save: Path, ref_dir: Path | None = None, steps_per_epoch: int | None = 
         records=tuple(attempts.read_all(save)),
         has_commits=has_commits,
         steps_per_epoch=steps_per_epoch or _steps_per_epoch(save, voted),
+        elsewhere=None if is_local else frozenset(),
     )
 
 
@@ -185,6 +200,8 @@ def _held(
     save: Path, roots: Mapping[str, Path], ranks: Mapping[str, tuple[int, ...]]
 ) -> dict[tuple[str, int], Endings]:
     """What each rank has of each role. Of two files at one position the safetensors counts."""
+
+    tops = {role: str(root) for role, root in roots.items()}
 
     def ends_of(place: tuple[str, int]) -> frozenset[str]:
         role, rank = place
@@ -201,8 +218,6 @@ def _held(
 
 
 def _positions(held: Iterable[Endings]) -> frozenset[Position]:
-    tops = {role: str(root) for role, root in roots.items()}
-
     """Each shared entry is counted once."""
     return frozenset().union(*{id(endings): endings for endings in held}.values())
 

@@ -226,6 +226,18 @@ def choose_common(
     return Choice(save, None) if fresh else None
 
 
+def begun(save: Path, rank: int, ref_dir: Path | None, steps_per_epoch: int) -> disks.Begun | None:
+    """What this rank knows of saves that were cut short, where there is no checkpoint of which all have their part."""
+    if not save.exists():
+        return disks.Begun()
+    return disks.begun(survey.take(save, ref_dir, steps_per_epoch), rank)
+
+
+def fresh_common(save: Path, held: Sequence[Held]) -> Choice:
+    """A fresh start beside what was never whole."""
+    return Choice(save, None, rejected=tuple(_not_common(held, {})))
+
+
 def nothing_common(save: Path, held: Sequence[Held], excluded: Sequence[Rejection]) -> NothingToResume:
     known = {rejection.position: rejection for rejection in excluded}
     return nothing(Located(save, None, tuple(_not_common(held, known))))

@@ -6,7 +6,8 @@ attempt record, and lets retention decide. What is complete nobody can read from
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,57 @@ class Offer:
     def key(self) -> tuple[Position, str, str | None, int]:
         """Equal on all ranks where they are parts of one checkpoint."""
         return self.position, self.layout, self.attempt, self.world_size
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """What one rank's disk tells of saves that may never have been whole: the fresh starts on record there, the
+    positions there with their writers, and those at which this rank voted."""
+
+    starts: frozenset[str] = frozenset()
+    there: frozenset[tuple[Position, str]] = frozenset()
+    voted: frozenset[tuple[Position, str]] = frozenset()
+
+
+def begun(surveyed: Survey, rank: int) -> Begun | None:
+    """None where the disk shows that something was whole once, or may have been."""
+    starts = frozenset(record.attempt for record in surveyed.records if record.origin is None)
+    ours_alone = all(ours.claims(surveyed, position) for position in surveyed.positions)
+    if surveyed.deleted or len(starts) < len(surveyed.records) or not ours_alone:
+        return None
+    there = {(position, attempt) for position in surveyed.positions for attempt in ours.writers(surveyed, position)}
+    cast = {(vote.position, vote.attempt) for vote in _votes_of(surveyed, rank)}
+    return Begun(starts, frozenset(there), frozenset(cast))
+
+
+def never_whole(told: Iterable[Begun | None]) -> bool:
+    """Whether of each position a rank took part in the attempt, by its disk's records, and did not vote: a fresh start
+    loses nothing. A disk without records, maybe a new one, says nothing of what another one holds."""
+    known = list(told)
+    begun = [entry for entry in known if entry is not None]
+    there = {saved for entry in begun for saved in entry.there}
+    torn = (any(saved[1] in entry.starts and saved not in entry.voted for entry in begun) for saved in there)
+    return len(begun) == len(known) and all(torn)
+
+
+def begun_to_json(entry: Begun | None) -> list[Any] | None:
+    if entry is None:
+        return None
+    pairs = (sorted([position.to_json(), attempt] for position, attempt in some) for some in (entry.there, entry.voted))
+    return [sorted(entry.starts), *pairs]
+
+
+def begun_from_json(data: list[Any] | None) -> Begun | None:
+    if data is None:
+        return None
+    starts, *some = data
+    return Begun(frozenset(starts), *(frozenset((Position(*at), attempt) for at, attempt in pairs) for pairs in some))
+
+
+def _votes_of(surveyed: Survey, rank: int) -> Iterator[Vote]:
+    for position in surveyed.voted:
+        with contextlib.suppress(FileNotFoundError, Damaged):
+            yield votes.read(names.vote(surveyed.save, position, rank))
 
 
 def shared(group: Group) -> Disk:

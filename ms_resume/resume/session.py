@@ -34,7 +34,7 @@ from ms_resume.ondisk import atomic, attempts, names
 from ms_resume.ownership import Heartbeat
 from ms_resume.progress import Progress
 from ms_resume.records import Attempt, Origin, Position, Rejection, Vote, Writer
-from ms_resume.resume import agree, choice, decisions, resplit, restore
+from ms_resume.resume import agree, choice, decisions, disks, resplit, restore
 from ms_resume.resume.choice import Choice, Mine
 from ms_resume.resume.disks import Disk
 from ms_resume.settings import Settings
@@ -307,12 +307,23 @@ def _choose_together(job: Job, request: Request, excluded: list[Rejection]) -> C
     held = [choice.held_from_json(entry) for entry in told]
     found, _ = agree.together(job.group, lambda: choice.choose_common(request.source, held, request.position, excluded))
     if found is None and not request.allow_fresh_start:
-        raise choice.nothing_common(request.source, held, excluded)
+        if excluded or request.position is not None or not _never_whole(job, request):
+            raise choice.nothing_common(request.source, held, excluded)
+        found = choice.fresh_common(request.source, held)
     chosen = found or Choice(request.source, None)
     templates, _ = agree.together(
         job.group, lambda: choice.stock_files(chosen, rank, request.ref_dir, steps), lambda found: None
     )
     return replace(chosen, templates=templates, world_size=chosen.world_size or job.group.world_size)
+
+
+def _never_whole(job: Job, request: Request) -> bool:
+    """Whether the first save of all was cut short, and nothing was saved since."""
+    rank, steps = job.group.rank, job.steps_per_epoch
+    _, told = agree.together(
+        job.group, lambda: choice.begun(request.source, rank, request.ref_dir, steps), disks.begun_to_json
+    )
+    return disks.never_whole(disks.begun_from_json(entry) for entry in told)
 
 
 def _undisturbed(save: Path, look: Callable[[], dict[str, Any]]) -> dict[str, Any]:

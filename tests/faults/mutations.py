@@ -818,8 +818,8 @@ MUTANTS: list[Mutant] = [
         OURS,
         (
             "a position counts without the votes of all ranks",
-            "    missing = tuple(rank for rank in range(world_size) if rank not in group)\n",
-            "    missing = ()\n",
+            "    absent = (rank for rank in range(world_size) if rank not in group)\n",
+            "    absent = ()\n",
             (_dying(SAVE_2),),
         ),
         (
