@@ -16,7 +16,7 @@ from faults import peer_traces, shim
 
 HERE = Path(__file__).parent
 SHARE = 5
-DRAWN = "standing,dying,failing,interleaving,two_writers,power_model,images,full_disk,mutants"
+DRAWN = "standing,dying,node_local,failing,interleaving,two_writers,power_model,images,full_disk,mutants"
 """Parts of which a share says something, and which need no MindSpore."""
 
 CALLS = {
@@ -32,6 +32,7 @@ CALLS = {
     "going back": (28, 42, 56),
     "restore": (27, 41, 55),
     "repair": (27, 54, 81),
+    "prune": (31, 53, 75),
     "its own attempt saves again": (7, 7, 7),
     "its own attempt saves again after a loss": (70, 84, 98),
     "a start where files lie aside": (44, 61, 78),
@@ -48,6 +49,10 @@ CALLS = {
     "rank 2 saves before the others": (None, None, 56),
     "rank 2 saves after the others": (None, None, 59),
     "a save past the page cache": (83, None, None),
+    "the first save of all, on disks of nodes": (None, None, 271),
+    "a save, with retention, on disks of nodes": (None, None, 167),
+    "a start, on disks of nodes": (None, None, 68),
+    "going back, on disks of nodes": (None, None, 70),
 }
 """Of every scenario the calls that change the directory, for 1, 2 and 3 ranks: whoever adds one sees it here."""
 

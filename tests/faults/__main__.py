@@ -12,7 +12,7 @@ import json
 import os
 import sys
 
-from faults import campaign, cases, shim, telling
+from faults import campaign, cases, node_local, shim, telling
 
 
 def main() -> int:
@@ -25,7 +25,8 @@ def main() -> int:
         return _with_shim()
     if asked.calls:
         with cases.open_room():
-            print(json.dumps({str(scenario): cases.calls(scenario)[0] for scenario in campaign.every_scenario()}))
+            every = [*campaign.every_scenario(), *node_local.scenarios()]
+            print(json.dumps({str(scenario): cases.calls(scenario)[0] for scenario in every}))
         return 0
     plan = campaign.Plan(asked.share / 100, asked.seed, asked.jobs, asked.impatient, asked.scenario, asked.case)
     return telling.run("fault", campaign.run, campaign.PARTS, plan, asked)

@@ -17,6 +17,7 @@ from faults import (
     images,
     interleaving,
     mutants,
+    node_local,
     power_model,
     protocol,
     scenarios,
@@ -87,6 +88,13 @@ def run_dying(plan: Plan) -> Tally:
     double = plan.picked(double)
     plan.spread(dying.check, [*single, *double], tally)
     tally.notes = {"killed once": len(single), "killed again in the recovery": len(double)}
+    return tally
+
+
+def run_node_local(plan: Plan) -> Tally:
+    """SIGKILL at every call of a start or save where nodes have disks of their own."""
+    tally = Tally("dying on disks of nodes", "kill points")
+    plan.spread(node_local.check, plan.draw(list(dying.points(plan.named(node_local.scenarios())))), tally)
     return tally
 
 
@@ -178,6 +186,7 @@ def run_protocol(plan: Plan) -> Tally:
 PARTS: dict[str, Callable[[Plan], Tally]] = {
     "standing": standing.run,
     "dying": run_dying,
+    "node_local": run_node_local,
     "failing": run_failing,
     "interleaving": run_interleaving,
     "protocol": run_protocol,

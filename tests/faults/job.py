@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -48,6 +48,10 @@ class Turns:
             self._broken |= not well
             self._pass_on(rank)
 
+    def anew(self) -> None:
+        """All ranks have ended, and begin something else."""
+        self._turn, self._ended = 0, set()
+
     def say(self, number: int, rank: int, data: bytes) -> list[bytes]:
         with self._changed:
             while len(self._said) <= number:
@@ -73,30 +77,36 @@ class Group:
 
     def __init__(self, rank: int, turns: Turns) -> None:
         self.rank, self.world_size = rank, turns.world_size
-        self._turns = turns
+        self.turns = turns
         self._next = 0
 
     def exchange(self, data: bytes) -> list[bytes]:
         self._next += 1
-        return self._turns.say(self._next - 1, self.rank, data)
+        return self.turns.say(self._next - 1, self.rank, data)
 
 
-def in_turns(world_size: int, rank_main: Callable[[Group], T]) -> list[T]:
+def groups(world_size: int) -> list[Group]:
+    turns = Turns(world_size) if world_size > 1 else _Alone(1)
+    return [Group(rank, turns) for rank in range(world_size)]
+
+
+def in_turns(groups: Sequence[Group], rank_main: Callable[[Group], T]) -> list[T]:
     """Runs `rank_main` on every rank; raises the first error that is no mere loss of a peer."""
-    if world_size == 1:
-        return [rank_main(Group(0, _Alone(1)))]
-    turns, results, errors = Turns(world_size), {}, {}
+    if len(groups) == 1:
+        return [rank_main(groups[0])]
+    turns, results, errors = groups[0].turns, {}, {}
+    turns.anew()
 
     def one(rank: int) -> None:
         turns.begin(rank)
         try:
-            results[rank] = rank_main(Group(rank, turns))
+            results[rank] = rank_main(groups[rank])
         except BaseException as error:  # noqa: BLE001  # raised again below, in the caller's thread
             errors[rank] = error
         finally:
             turns.end(rank, well=rank not in errors)
 
-    threads = [threading.Thread(target=one, args=(rank,), daemon=True) for rank in range(world_size)]
+    threads = [threading.Thread(target=one, args=(rank,), daemon=True) for rank in range(len(groups))]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -104,7 +114,7 @@ def in_turns(world_size: int, rank_main: Callable[[Group], T]) -> list[T]:
     own = [error for error in errors.values() if not isinstance(error, threading.BrokenBarrierError)]
     for error in (*own, *errors.values()):
         raise error
-    return [results[rank] for rank in range(world_size)]
+    return [results[rank] for rank in range(len(groups))]
 
 
 class _Alone(Turns):
@@ -153,6 +163,11 @@ class Rank:
         return content.hexdigest()[:16]
 
 
+def disk_of(top: Path, rank: int) -> Path:
+    """The save directory of a rank where two share a node, below one for all."""
+    return top / f"node_{rank // 2}"
+
+
 Digests = tuple[str, ...]
 """Of all ranks, by rank."""
 
@@ -163,6 +178,7 @@ class Job:
     Args:
         replicas: All have the same state, and share the work; who waits for another one's file does so in vain if that
             one's turn comes later.
+        local: Nodes have disks of their own, see `disk_of`.
     """
 
     def __init__(
@@ -174,18 +190,25 @@ class Job:
         keep_last: int = 2,
         save_format: str = "safetensors",
         replicas: bool = False,
+        local: bool = False,
     ) -> None:
         self.save_dir, self.world_size, self.tag, self.replicas = save, world_size, tag, replicas
+        self.disk_of = disk_of if local else lambda save, rank: save
         self.settings = ms_resume.Settings(
-            keep_last=keep_last, heartbeat_s=0, save_format=save_format, share_replicas_s=0.001 if replicas else 0
+            keep_last=keep_last,
+            heartbeat_s=0,
+            save_format=save_format,
+            share_replicas_s=0.001 if replicas else 0,
+            storage="local" if local else "shared",
         )
+        self.local, self.groups = local, groups(world_size)
         self.ranks: list[Rank] = []
 
     def start(self, *, resume: bool = True, **arguments: Any) -> Digests:
         def rank_main(group: Group) -> Rank:
             me = Rank(0 if self.replicas else group.rank)
             me.checkpointer = ms_resume.Checkpointer(
-                self.save_dir,
+                self.disk_of(self.save_dir, group.rank),
                 parallel=Strategy("", self.world_size, Parallel(self.world_size, 1, 1)).as_json(),
                 policy=me.policy,
                 optimizer=me.optimizer,
@@ -199,7 +222,7 @@ class Job:
             me.start = me.checkpointer.start(resume=resume, **arguments)
             return me
 
-        self.ranks = in_turns(self.world_size, rank_main)
+        self.ranks = in_turns(self.groups, rank_main)
         return self.digests()
 
     @property
@@ -220,9 +243,15 @@ class Job:
         return tuple(rank.digest() for rank in self.ranks)
 
     def save(self, step: int) -> None:
-        """All ranks, one after the other; then once more retention, which after the last vote sees the whole save."""
-        for rank in self.ranks:
-            rank.save(step)
+        """All ranks, one after the other; then once more retention, which after the last vote sees the whole save.
+
+        On disks of nodes they speak with each other first, and retention sees what was there before.
+        """
+        if self.local:
+            in_turns(self.groups, lambda group: self.ranks[group.rank].save(step))
+        else:
+            for rank in self.ranks:
+                rank.save(step)
         self.tidy()
 
     def tidy(self) -> None:

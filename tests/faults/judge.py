@@ -6,6 +6,7 @@ again, and closes. Whatever was cut short before, that works, without a warning,
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from faults import hints
@@ -24,7 +25,7 @@ def look(save: Path, world_size: int, expected: Expected, **start: object) -> st
     Args:
         start: Further arguments of `Checkpointer.start`, such as take_over.
     """
-    end = in_child(lambda tell: _look(save, world_size, expected.candidates, start))
+    end = in_child(lambda tell: fallen(save, expected.stand) or _look(save, world_size, expected.candidates, start))
     if end.kind == "returned":
         return str(end.value)
     return f"the judge {end.kind}: {end.value}"
@@ -43,6 +44,18 @@ def damaged(save: Path) -> str:
     return f"{checkpoint.position} counts and is damaged: {findings[0].reason}" if checkpoint and findings else ""
 
 
+def fallen(save: Path, stand: Sequence[str]) -> str:
+    """Which of the checkpoints that had to stay whole is not; empty when all are."""
+    found = {str(found.position): found for found in locate.every(save)} if stand else {}
+    for position in stand:
+        there = found.get(position)
+        if not isinstance(there, Checkpoint):
+            return f"{position} had to stay whole: {there.reason if there else 'it is gone'}"
+        if findings := verify.check(there, deep=True):
+            return f"{position} had to stay whole: {findings[0].reason}"
+    return ""
+
+
 def _look(save: Path, world_size: int, candidates: list[Candidate], start: dict[str, object]) -> str:
     job = Job(save, world_size, tag=3)
     try:
@@ -50,13 +63,13 @@ def _look(save: Path, world_size: int, candidates: list[Candidate], start: dict[
     except MsResumeError as error:
         return f"a start fails: {type(error).__name__}: {error}"
     at = str(job.position) if job.position != Position(0, 0) else ""
-    if not _may_be((at, restored if at else ()), candidates):
+    if not may_be((at, restored if at else ()), candidates):
         allowed = ", ".join(position or "nothing" for position, _ in candidates)
         return f"found {at or 'nothing'}, which is not as it was saved; allowed: {allowed}; {job.said[0]}"
     return _save_again(job, save)
 
 
-def _may_be(state: Candidate, candidates: list[Candidate]) -> bool:
+def may_be(state: Candidate, candidates: list[Candidate]) -> bool:
     return state in candidates or (state == NOTHING and NOTHING in candidates)
 
 

@@ -21,6 +21,7 @@ from faults.processes import Tell, in_child
 from ms_resume import repair
 from ms_resume.ondisk import atomic, attempts, direct, names
 from ms_resume.records import Position
+from ms_resume.retention import Keep
 
 Candidate = tuple[str, Digests]
 """A position, as E_S, and the state of all ranks there; ("", ()) for a directory without a checkpoint."""
@@ -35,11 +36,17 @@ class Expected:
     floor: Candidate = NOTHING
     coming: list[Candidate] = field(default_factory=list)
     known: dict[str, Digests] = field(default_factory=dict)
+    stand: tuple[str, ...] = ()
+    """Positions that stay whole, whatever is disturbed, until a later save's retention."""
 
     def hear(self, *told: tuple[str, str, Digests]) -> Expected:
         """The same after what a process said before it ended."""
-        later = Expected(self.floor, list(self.coming), dict(self.known))
+        later = Expected(self.floor, list(self.coming), dict(self.known), self.stand)
         for word, position, digests in told:
+            if word == "keeps":
+                later.stand = tuple(position.split())
+                continue
+            later.stand = ()
             if word == "did":
                 later.floor, later.coming = (position, digests), []
             else:
@@ -72,6 +79,10 @@ class Stage:
     def did(self, position: str, digests: Digests) -> None:
         self._say("did", position, digests)
 
+    def keeps(self, *positions: str) -> None:
+        """They are whole, and stay so."""
+        self._say("keeps", " ".join(positions), ())
+
     def saves(self, job: Job, step: int, digests: Digests) -> None:
         """A whole save of all ranks, announced and acknowledged."""
         self.will(f"0_{step}", digests)
@@ -100,7 +111,10 @@ class Scenario:
 
 
 def named(name: str, world_size: int) -> Scenario:
-    return next(scenario for scenario in of_size(world_size) if scenario.name == name)
+    from faults import node_local  # it is told in the words of this module
+
+    known = (*of_size(world_size), *node_local.scenarios())
+    return next(scenario for scenario in known if (scenario.name, scenario.world_size) == (name, world_size))
 
 
 def run(
@@ -110,12 +124,13 @@ def run(
     resume: bool = False,
     save_format: str = "safetensors",
     replicas: bool = False,
+    local: bool = False,
     **start: Any,
 ) -> Callable[[Stage], None]:
     """A run that saves at these steps of epoch 0, all of them whole, and keeps them."""
 
     def act(stage: Stage) -> None:
-        job = Job(stage.save, world_size, tag, keep_last=0, save_format=save_format, replicas=replicas)
+        job = Job(stage.save, world_size, tag, keep_last=0, save_format=save_format, replicas=replicas, local=local)
         job.start(resume=resume, **start)
         for step in steps:
             stage.saves(job, step, job.train())
@@ -222,11 +237,11 @@ def _dying_before_the_sync_of(directory: Path) -> Iterator[None]:
         yield
 
 
-def first_save(world_size: int) -> Callable[[Stage], None]:
+def first_save(world_size: int, **job: Any) -> Callable[[Stage], None]:
     """The start of a run in a directory that does not exist, and its first save."""
 
     def act(stage: Stage) -> None:
-        me = Job(stage.save, world_size, 7)
+        me = Job(stage.save, world_size, 7, **job)
         with stage.under_test():
             me.start(resume=False)
             stage.saves(me, 2, me.train())
@@ -249,14 +264,14 @@ def nothing(stage: Stage) -> None:
     """A directory that does not exist."""
 
 
-def start_at(world_size: int, position: str) -> Callable[[Stage], None]:
+def start_at(world_size: int, position: str, **job: Any) -> Callable[[Stage], None]:
     """A start, from `position` by choice or from the newest, as a whole: record, meta.json, temp files, retention."""
 
     def act(stage: Stage) -> None:
         digests = stage.expected.known[position]
         stage.will(position, digests)
         with stage.under_test():
-            Job(stage.save, world_size, 9).start(position=Position.parse(position))
+            Job(stage.save, world_size, 9, **job).start(position=Position.parse(position))
             stage.did(position, digests)
 
     return act
@@ -303,6 +318,12 @@ def breaks_meta(world_size: int) -> Callable[[Stage], None]:
 def repairs(stage: Stage) -> None:
     with stage.under_test():
         repair.repair(stage.save)
+
+
+def prunes(stage: Stage) -> None:
+    stage.keeps("0_6", "0_8")
+    with stage.under_test():
+        repair.prune(stage.save, Keep(2))
 
 
 def saves_again(world_size: int) -> Callable[[Stage], None]:
@@ -467,6 +488,7 @@ def of_size(world_size: int) -> list[Scenario]:
         Scenario("going back", n, three, start_at(n, "0_4")),
         Scenario("restore", n, back, restores("0_6")),
         Scenario("repair", n, in_order(plain, breaks_meta(n)), repairs),
+        Scenario("prune", n, run(n, 2, 4, 6, 8), prunes),
         Scenario("its own attempt saves again", n, plain, saves_again(n)),
         Scenario("its own attempt saves again after a loss", n, plain, saves_again_after_a_loss(n)),
         Scenario("a start where files lie aside", n, in_order(three, lay_aside("0_6", "0_4")), start_at(n, "0_6")),

@@ -26,6 +26,7 @@ from faults.scenarios import (
     breaks_meta,
     goes_back,
     in_order,
+    prunes,
     repairs,
     restores,
     save_next,
@@ -83,6 +84,7 @@ def scenarios() -> list[Scenario]:
         Scenario("going back, and what is named", 2, run_of(2, 2, 4, 6), _names_it(start_at(2, "0_4"), "0_4")),
         Scenario("restore, and what is named", 2, back, _names_it(restores("0_6"), "0_6")),
         Scenario("repair, and what is kept", 2, in_order(run_of(2, 2, 4), breaks_meta(2)), _repairs_and_keeps),
+        Scenario("prune, and what is left", 2, run_of(2, 2, 4, 6, 8), _prunes),
         Scenario("restore of what is not whole", 1, in_order(three, _swaps_a_payload), _restores_nothing),
     ]
 
@@ -217,6 +219,12 @@ def _repairs_and_keeps(stage: Stage) -> None:
     for path in stage.save.glob("train/rank_*"):
         if (path / "meta.json.broken-1").read_bytes() != BROKEN_META["policy"]:
             raise AssertionError("what was broken is not kept")
+
+
+def _prunes(stage: Stage) -> None:
+    """The newest two of four, on every rank, and no file of the others."""
+    prunes(stage)
+    _stand(stage.save, "0_6", "0_8")
 
 
 def _saves_before_its_beginning(stage: Stage) -> None:
