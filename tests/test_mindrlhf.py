@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import wraps
@@ -677,9 +678,6 @@ def as_nobody(tmp_path: Path) -> Iterator[None]:
     may not be able to read Python's own library."""
     for resume in (False, True):
         ours(made(tmp_path / "warm")).run(resume=resume, stop=(0, 5))
-    for path in (tmp_path, *tmp_path.parents):
-        if path.owner() == "root" and path != Path("/"):
-            path.chmod(path.stat().st_mode | 0o011)
     for path in (tmp_path, *tmp_path.rglob("*")):
         os.chown(path, NOBODY, NOBODY)
     try:
@@ -688,23 +686,31 @@ def as_nobody(tmp_path: Path) -> Iterator[None]:
         os.setresuid(0, 0, 0)
 
 
+@pytest.fixture
+def anybodys() -> Iterator[Path]:
+    """Not below pytest's own directory, which each pytest that starts on this machine shuts to all but its user."""
+    with tempfile.TemporaryDirectory() as directory:
+        os.chmod(directory, 0o755)
+        yield Path(directory)
+
+
 NOBODY = 65534
 only_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
 
 
 @only_root
 @pytest.mark.parametrize("place", ["optimizer/rank_0", "ref", "commits", "commits/attempts"])
-def test_a_directory_of_another_user(place: str, tmp_path: Path) -> None:
+def test_a_directory_of_another_user(place: str, anybodys: Path) -> None:
     """Said before training, not at the first save; also where the rank's own directory is not there yet."""
-    ours(tmp_path).run(stop=(0, 3))
-    theirs = tmp_path / "save" / place
-    with as_nobody(tmp_path):
+    ours(anybodys).run(stop=(0, 3))
+    theirs = anybodys / "save" / place
+    with as_nobody(anybodys):
         if place == "ref":
             shutil.rmtree(theirs / "rank_0")
         os.chown(theirs, 0, 0)
         theirs.chmod(0o755)
         os.setresuid(NOBODY, NOBODY, 0)
-        ran = first(ours(tmp_path).run(resume=True))
+        ran = first(ours(anybodys).run(resume=True))
 
     assert isinstance(ran.error, DiskError)
     assert f"{theirs}: not writable" in str(ran.error)
@@ -714,17 +720,17 @@ def test_a_directory_of_another_user(place: str, tmp_path: Path) -> None:
 
 @only_root
 @pytest.mark.parametrize("saved_by", [job, ours])
-def test_from_a_directory_that_cannot_be_written(saved_by: Any, tmp_path: Path) -> None:
+def test_from_a_directory_that_cannot_be_written(saved_by: Any, anybodys: Path) -> None:
     """Resuming needs no more than to read (B20): stock code would make a directory there."""
-    saved_by(tmp_path).run(stop=(0, 5))
-    with as_nobody(tmp_path):
-        for path in (tmp_path / "save", *(tmp_path / "save").rglob("*")):
+    saved_by(anybodys).run(stop=(0, 5))
+    with as_nobody(anybodys):
+        for path in (anybodys / "save", *(anybodys / "save").rglob("*")):
             os.chown(path, 0, 0)
             path.chmod(0o755 if path.is_dir() else 0o444)
         os.setresuid(NOBODY, NOBODY, 0)
-        places = {"source": lambda rank: tmp_path / "save", "save": lambda rank: tmp_path / "new"}
-        stock = first(job(tmp_path).run(resume=True, **places))
-        resumed = first(ours(tmp_path).run(resume=True, **places))
+        places = {"source": lambda rank: anybodys / "save", "save": lambda rank: anybodys / "new"}
+        stock = first(job(anybodys).run(resume=True, **places))
+        resumed = first(ours(anybodys).run(resume=True, **places))
 
     assert isinstance(stock.error, PermissionError)
     assert resumed.outcome == "from 0_4"

@@ -13,9 +13,10 @@ HERE = Path(__file__).parent
 
 
 @pytest.mark.skipif(importlib.util.find_spec("mindspore") is None, reason="MindSpore is not installed")
-def test_with_mindspore():
+def test_with_mindspore(tmp_path: Path):
     """tests/with_mindspore passes; what it printed is shown when it does not."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(HERE / "with_mindspore")]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    command += ["--basetemp", str(tmp_path / "its"), str(HERE / "with_mindspore")]
     run = subprocess.run(command, capture_output=True, text=True, check=False, cwd=HERE.parent)
 
     assert run.returncode == 0, run.stdout + run.stderr
