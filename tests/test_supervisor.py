@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import select
 import signal
 import socket
 import statistics
@@ -675,6 +676,26 @@ def test_a_pid_that_is_somebody_elses_by_now(toy: Toy):
     assert stranger.poll() is None
     stranger.kill()
     stranger.wait()
+
+
+def test_asked_as_the_ranks_come_up(toy: Toy):
+    """One that was not there yet, or not seen, is told once it is; nobody is told twice, which would mean at once."""
+    code = "import signal; signal.signal(15, lambda *_: print('asked', flush=True))\nprint()\nwhile 1: signal.pause()"
+    ranks = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    started = [processes.Watched(rank.pid).process for rank in ranks if rank.stdout and rank.stdout.readline()]
+    stage = Stage(toy, launcher=started[0])
+    stage.pulse(0, started[0].pid, started[0].start)
+    stage.watch._pass_on()
+    stage.pulse(1, started[1].pid, started[1].start)
+    for _ in range(3):
+        stage.watch._next_read = 0.0
+        assert stage.watch.look() is None
+
+    heard = [bool(select.select([rank.stdout], [], [], 20)[0]) for rank in ranks]
+    for rank in ranks:
+        rank.kill()
+    assert heard == [True, True]
+    assert [rank.communicate()[0] for rank in ranks] == ["asked\n", "asked\n"]
 
 
 def test_asked_when_all_is_done(toy: Toy):

@@ -78,10 +78,10 @@ def test_marked_by_descent(nursery: Nursery, tmp_path: Path):
 def test_this_process_is_never_marked(tmp_path: Path):
     """A supervisor that runs inside an attempt of another one does not end itself."""
     code = (
-        f"from ms_resume.supervisor import processes; print(len(processes.marked({str(tmp_path)!r})), "
-        f"len(processes.marked({str(tmp_path.parent)!r}, below=True)))"
+        f"from ms_resume.supervisor import processes; print(len(processes.marked({str(tmp_path / 'attempt')!r})), "
+        f"len(processes.marked({str(tmp_path)!r}, below=True)))"
     )
-    variables = {**os.environ, MARK: str(tmp_path)}
+    variables = {**os.environ, MARK: str(tmp_path / "attempt")}
     run = subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True, check=True)
 
     assert run.stdout.split() == ["0", "0"]

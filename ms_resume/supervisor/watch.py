@@ -102,6 +102,7 @@ class Watch:
         self._reached: Position | None = None
         self._next_read = self._next_scan = 0.0
         self._asked_at: float | None = None
+        self._told: set[Process] = set()
         self._first_end: float | None = None
         self._read_after_launcher = False
         self._counter: Path | None = None
@@ -133,6 +134,8 @@ class Watch:
             self._find(now)
             self._read(now)
             self._echo()
+            if self._asked_at is not None:
+                self._ask()
         died = [rank for rank in self._ranks if self._ranks[rank].ended is None and not self._lives(rank)]
         if died:
             self._read(now)  # its last pulse: where it died
@@ -358,9 +361,16 @@ class Watch:
         """SIGTERM to every rank, which msrun does not pass on; to the launcher where no rank is known."""
         self._asked_at = self._clock()
         self._find(self._asked_at)
-        living = [rank.process for rank in self._ranks.values() if rank.ended is None]
-        for process in living or [self._started.launcher]:
+        self._ask()
+        if not self._told:
+            processes.send(self._started.launcher, SIGTERM)
+
+    def _ask(self) -> None:
+        """Once each, also those that are found later."""
+        living = {rank.process for rank in self._ranks.values() if rank.ended is None}
+        for process in living - self._told:
             processes.send(process, SIGTERM)
+        self._told |= living
 
 
 def _went_well(end: RankEnd, spoken: bool) -> bool:
