@@ -4,9 +4,11 @@ show the rest."""
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import random
+import re
 import signal
 import subprocess
 import time
@@ -25,7 +27,7 @@ pytestmark = [
 ]
 
 EPOCHS = 4
-"""Of seven steps each, as the run of the demo. A supervisor takes seconds to start, and training goes on meanwhile."""
+"""Of seven steps each, as the run of the demo."""
 SEED = int(os.environ.get("LEAVE_SEED", time.strftime("%Y%m%d")))
 
 Demo = tuple[Path, subprocess.CompletedProcess[str]]
@@ -39,6 +41,23 @@ def job(demo: Demo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
     job = Job(tmp_path, EPOCHS, earlier=demo[0])
     yield job
     job.end()
+
+
+@contextlib.contextmanager
+def stopped(job: Job, ordinal: int) -> Iterator[list[int]]:
+    """Its ranks: training would go on while a supervisor starts, to its end perhaps."""
+    pids = [job.pulse(ordinal, rank)["pid"] for rank in range(2)]
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    yield pids
+    for pid in pids:
+        os.kill(pid, signal.SIGCONT)
+
+
+def is_asked(pid: int) -> bool:
+    """A SIGTERM waits for the process."""
+    [pending] = re.findall(r"^ShdPnd:\s*([0-9a-f]+)$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+    return bool(int(pending, 16) >> (signal.SIGTERM - 1) & 1)
 
 
 def test_a_worker_is_asked_then_msrun_and_the_supervisor_are_killed(demo: Demo, job: Job) -> None:
@@ -59,9 +78,11 @@ def test_a_worker_is_asked_then_msrun_and_the_supervisor_are_killed(demo: Demo, 
     job.steps_done(3, 1)
     supervisor.kill()
     supervisor.wait()
-    second = job.supervise("--resume_training")
-    job.wait_for(lambda: "taking attempt 3 over" in job.console)
-    second.terminate()
+    with stopped(job, 3) as pids:
+        second = job.supervise("--resume_training")
+        job.wait_for(lambda: "taking attempt 3 over" in job.console)
+        second.terminate()
+        job.wait_for(lambda: all(map(is_asked, pids)))
     assert second.wait(STARTS_S) == 50
     assert job.supervise("--resume_training").wait(STARTS_S) == 0, job.console[-5000:]
 
