@@ -57,11 +57,12 @@ class Plan:
         few = max(1, round(len(there) * share)) if there else 0
         return random.Random(self.seed).sample(there, few)
 
-    def spread(self, check: Callable[[T], str], cases: Iterable[T], tally: Tally) -> None:
+    def spread(self, check: Callable[[T], str], cases: Sequence[T], tally: Tally) -> None:
         """Checks every case, in processes that are forked from this one; what was wrong goes into `tally`."""
         context = multiprocessing.get_context("fork")
+        at_once = 1 if self.impatient else max(1, min(8, len(cases) // (4 * self.jobs)))
         with ProcessPoolExecutor(self.jobs, mp_context=context) as pool:
-            for failure in pool.map(check, cases, chunksize=1 if self.impatient else 8):
+            for failure in pool.map(check, cases, chunksize=at_once):
                 tally.add(failure)
                 if failure and self.impatient:
                     pool.shutdown(wait=True, cancel_futures=True)
