@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import gc
 import mmap
 import subprocess
@@ -286,21 +287,22 @@ c.begin(0, 2)
     assert latest(tmp_path) == "0_2"
 
 
-def resident(address: int) -> int:
-    """KiB of memory behind the mapping that begins there."""
-    _, found, rest = Path("/proc/self/smaps").read_text().partition(f"\n{address:08x}-")
-    return int(rest.partition("\nRss:")[2].split()[0]) if found else 0
+def resident(address: int, size: int) -> int:
+    """Pages that are there."""
+    pages = (ctypes.c_ubyte * -(-size // mmap.PAGESIZE))()
+    gone = ctypes.CDLL(None).mincore(ctypes.c_void_p(address), ctypes.c_size_t(size), pages)
+    return 0 if gone else sum(page & 1 for page in pages)
 
 
 @pytest.mark.parametrize("ends", ["before a save", "behind a save", "with an error", "with a save that failed"])
 def test_the_host_copy_is_given_back(ends: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the end of the run, however it comes, and not when somebody collects cycles: it is as large as the state."""
-    addresses: list[int] = []
+    placed: list[tuple[int, int]] = []
     allocate = staging._allocate
 
     def allocated(size: int) -> mmap.mmap:
         buffer = allocate(size)
-        addresses.append(np.frombuffer(buffer, np.uint8).ctypes.data)
+        placed.append((np.frombuffer(buffer, np.uint8).ctypes.data, len(buffer)))
         return buffer
 
     monkeypatch.setattr(staging, "_allocate", allocated)
@@ -308,7 +310,7 @@ def test_the_host_copy_is_given_back(ends: str, tmp_path: Path, monkeypatch: pyt
     try:
         (me,) = started(tmp_path)
         checkpointer = checkpointer_of(me)
-        assert [resident(address) > 0 for address in addresses] == [True]
+        assert [resident(*where) > 0 for where in placed] == [True]
         if ends == "with a save that failed":
             monkeypatch.setattr(commit, "cast", Mock(side_effect=DiskError("no room", hint="")))
         if ends != "before a save":
@@ -317,7 +319,7 @@ def test_the_host_copy_is_given_back(ends: str, tmp_path: Path, monkeypatch: pyt
             if ends == "with an error":
                 raise ZeroDivisionError
 
-        assert [resident(address) for address in addresses[:1]] == [0]
+        assert [resident(*where) for where in placed[:1]] == [0]
     finally:
         gc.enable()
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import os
+import re
 from functools import partial
 from pathlib import Path
 
@@ -179,3 +181,32 @@ def _author(save: Path) -> str | None:
 
     records = attempts.read_all(save)
     return records[-1].attempt if records else None
+
+
+HUGE = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
+
+@pytest.mark.skipif(not HUGE.exists() or "[never]" in HUGE.read_text(), reason="no huge pages on this machine")
+def test_the_buffer_lies_in_huge_pages() -> None:
+    """A save of 1 GiB takes a quarter less time with them."""
+    before = huge_kib()
+    buffer = staging._allocate(64 << 20)
+
+    assert huge_kib() - before >= 32 << 10
+    buffer.close()
+
+
+def huge_kib() -> int:
+    return sum(map(int, re.findall(r"^AnonHugePages:\s*(\d+)", Path("/proc/self/smaps").read_text(), re.MULTILINE)))
+
+
+def test_a_child_has_no_copy_of_the_buffer() -> None:
+    """The next save would copy each page for it, and the machine would need the memory twice."""
+    buffer = staging._allocate(1 << 20)
+    buffer[:4] = b"mine"
+    if (pid := os.fork()) == 0:
+        os._exit(buffer[:4] != b"\0\0\0\0")
+
+    assert os.waitpid(pid, 0)[1] == 0
+    assert buffer[:4] == b"mine"
+    buffer.close()
