@@ -63,6 +63,8 @@ def measure(size: int, tensors: int, rounds: int, top: Path, only: str) -> list[
 def _on_the_bench(row: Row, directory: Path, state: State) -> Iterator[tuple[load_rows.Load, load_rows.Held, Path]]:
     directory.mkdir()
     with row.make(directory, state) as (load, held):
+        settle()
+        _drop(directory.parent)  # as for `_load_once`: MindSpore may refuse what the page cache leaves no room for
         load()
         for name, array in held().items():
             if not np.array_equal(array, state.once[name]):
