@@ -11,6 +11,7 @@ from pathlib import Path
 
 import msrun_demo
 import pytest
+import yaml
 from standin_jobs import HERE
 from test_mindrlhf import TOP, ours
 
@@ -32,28 +33,6 @@ main_master.build().run_grpo_train()
 """
 
 
-def test_two_ranks_resume_under_msrun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From where two ranks were killed to the end, by the launch script, with the moments and the reference."""
-    monkeypatch.setenv("MS_RESUME_HEARTBEAT_S", "0")
-    replace(ours(tmp_path), world_size=2).run(stop=(0, 5))
-    (tmp_path / "main.py").write_text(MAIN)
-    knobs = {"MAIN": "main.py", "CONFIG": "config.yaml", "SAVE_DIR": "save", "WORKERS": "2"}
-    path = os.pathsep.join([str(TOP), str(HERE)])
-    # This process, which was the job, is alive.
-    script = [TOP / "launch" / "run_mindrlhf.sh", "--resume_training", "--take_over"]
-    environ = msrun_demo.environment(**knobs, PYTHONPATH=path)
-    ended = subprocess.run(script, env=environ, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=180)
-    logs = "".join(log.read_text() for log in tmp_path.glob("save.logs/*/worker_*.log"))
-    found = locate.latest(tmp_path / "save").checkpoint
-
-    assert ended.returncode == 0, ended.stderr + logs
-    assert "RESUMING at 0_4" in logs
-    assert "restored and verified" in logs
-    assert found is not None
-    assert (str(found.position), found.world_size) == ("1_0", 2)
-    assert {vote.global_step for vote in found.votes} == {6}
-
-
 ASKED = """
 import os
 import signal
@@ -65,7 +44,7 @@ train = TrainWorker.train
 
 def and_ask(self):
     train(self)
-    if os.environ["RANK_ID"] == "1" and self.global_training_step == 3:
+    if os.environ["RANK_ID"] == "1" and self.global_training_step == 5:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
@@ -73,17 +52,22 @@ TrainWorker.train = and_ask
 """
 
 
-def test_one_of_two_ranks_is_asked_under_msrun(tmp_path: Path) -> None:
-    """Both save behind that step, where stock code would not, and leave with 50."""
+def test_two_ranks_resume_and_one_is_asked_under_msrun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the launch script, from where two ranks were killed, with the moments and the reference. One is asked to leave
+    in the next step: both save behind it, where stock code would not, and leave with 50."""
+    monkeypatch.setenv("MS_RESUME_HEARTBEAT_S", "0")
+    replace(ours(tmp_path), world_size=2).run(stop=(0, 5))
+    config = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    config["rl_config"]["save_ckpt_interval"] = 100
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
     (tmp_path / "main.py").write_text(MAIN.replace("main_master.build", f"{ASKED}\nmain_master.build"))
-    (tmp_path / "config.yaml").write_text("rl_config: {prompts: 6, epochs: 1, save_ckpt_interval: 100}\n")
     told = tmp_path / "000001-0"
-    for directory in (told, tmp_path / "model"):
-        directory.mkdir()
-    knobs = {"MAIN": "main.py", "CONFIG": "config.yaml", "MODEL": "model", "SAVE_DIR": "save", "WORKERS": "2"}
+    told.mkdir()
+    knobs = {"MAIN": "main.py", "CONFIG": "config.yaml", "SAVE_DIR": "save", "WORKERS": "2"}
     path = os.pathsep.join([str(TOP), str(HERE)])
     environ = msrun_demo.environment(**knobs, PYTHONPATH=path, MS_RESUME_WATCH_DIR=str(told))
-    script = [TOP / "launch" / "run_mindrlhf.sh"]
+    # This process, which was the job, is alive.
+    script = [TOP / "launch" / "run_mindrlhf.sh", "--resume_training", "--take_over"]
     ended = subprocess.run(script, env=environ, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=180)
     logs = "".join(log.read_text() for log in tmp_path.glob("save.logs/*/worker_*.log"))
     outcomes = [json.loads((told / f"rank_{rank}.outcome").read_text()) for rank in range(2)]
@@ -91,5 +75,8 @@ def test_one_of_two_ranks_is_asked_under_msrun(tmp_path: Path) -> None:
 
     assert ended.returncode == 1, ended.stderr + logs  # msrun's own
     assert [(outcome["exit_code"], outcome["left"]) for outcome in outcomes] == [(50, True)] * 2, logs
+    assert "RESUMING at 0_4" in logs
+    assert "restored and verified" in logs
     assert found is not None
-    assert (str(found.position), found.world_size) == ("0_3", 2)
+    assert (str(found.position), found.world_size) == ("0_5", 2)
+    assert {vote.global_step for vote in found.votes} == {5}
