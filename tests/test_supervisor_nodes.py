@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import yaml
 
+from grpo_arithmetic.launching import free_port
 from ms_resume import locate
 from ms_resume.supervisor import files, nodes, processes
 
@@ -151,9 +152,7 @@ def test_asked_between_two_attempts(cluster: Cluster, asked: int, deaths: int):
     """None waits for another, when node 0 is not ready (after one death) or all back off. Started again it goes on."""
     deadly = {1: [(1, 1, 40)], 2: [(n, rank, -1) for n in (1, 2) for rank in (0, 1)]}[deaths]  # two without progress
     cluster.breaks(*({"attempt": n, "rank": rank, "at": at, "do": "kill"} for n, rank, at in deadly))
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
+    port = free_port()
     both = [cluster.start(0, 80, policy={"backoff_s": 50}, ports=[port]), cluster.start(1, 80)]
     cluster.wait_for(lambda: all(cluster.attempts(node) for node in (0, 1)))
     with socket.socket() as listener:
