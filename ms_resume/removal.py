@@ -79,9 +79,9 @@ def sweep(writer: Writer) -> int:
             assert_owner(writer)
             atomic.remove(found.path)
             removed += 1
-    taken = [name for name in _listed(names.commits(writer.save)) if names.parse_retired(name)]
-    for name in taken if writer.leads else ():
-        atomic.remove_dir_if_empty(names.commits(writer.save) / name)
+    if writer.leads:
+        for name in [name for name in _listed(names.commits(writer.save)) if names.parse_retired(name)]:
+            atomic.remove_dir_if_empty(names.commits(writer.save) / name)
     return removed
 
 

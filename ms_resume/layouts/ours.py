@@ -77,11 +77,9 @@ def missing_file(save: Path | str, vote: Vote) -> tuple[str, str] | None:
 
 def never_whole(survey: Survey, position: Position) -> bool:
     """Whether a torn position never had all its votes, and belongs to attempts that are on record."""
-    found, damaged = votes.read_all(names.vote_dir(survey.save, position))
-    groups = _groups(found)
-    whole = any(len(group) == world_size for (_, world_size), group in groups.items())
-    known = {record.attempt for record in survey.records}
-    return not whole and not damaged and writers(survey, position) <= known
+    found, _ = votes.read_all(names.vote_dir(survey.save, position))
+    whole = any(len(group) == world_size for (_, world_size), group in _groups(found).items())
+    return not whole and writers(survey, position) <= {record.attempt for record in survey.records}
 
 
 def writers(survey: Survey, position: Position) -> set[str]:
